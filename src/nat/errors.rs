@@ -1,0 +1,101 @@
+//! ICMP errors (RFC 5508 section 4): both the error and the packet that it quotes are translated, by the session
+//! of the quoted packet, which is neither refreshed nor ended.
+
+use super::Engine;
+use super::event::{DropReason, Verdict};
+use super::translate::remote_endpoint;
+use crate::wire::{Embedded, Endpoint, Headers, Packet, Protocol};
+
+impl Engine {
+    /// An error from outside, about a packet that we sent out.
+    pub(super) fn error_inbound(
+        &mut self,
+        packet: &mut Packet<'_>,
+        headers: &Headers,
+        embedded: &Embedded,
+    ) -> Result<Verdict, DropReason> {
+        let quoted = embedded.tuple;
+        if !self.is_external(headers.destination) {
+            return Err(DropReason::NotExternal);
+        }
+        // An error goes to whom the quoted packet names as its sender.
+        if quoted.source.address != headers.destination {
+            return Err(DropReason::IcmpNoSession);
+        }
+        let remote = remote_endpoint(quoted.protocol, quoted.destination);
+        let session = self
+            .table
+            .inbound(quoted.protocol, quoted.source, remote)
+            .and_then(|id| self.table.sessions.get(id))
+            .ok_or(DropReason::IcmpNoSession)?;
+        if headers.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let internal = session.internal;
+        let addresses = (headers.source, internal.address);
+        packet.translate_error(headers, embedded, addresses, (internal, quoted.destination), internal.port);
+        self.counters.icmp_errors += 1;
+        Ok(Verdict::Forward)
+    }
+
+    /// An error from inside, about a packet that we sent in. Whichever internal address it comes from, it leaves
+    /// with the session's external address (RFC 5508 REQ-5).
+    pub(super) fn error_outbound(
+        &mut self,
+        packet: &mut Packet<'_>,
+        headers: &Headers,
+        embedded: &Embedded,
+    ) -> Result<Verdict, DropReason> {
+        let quoted = embedded.tuple;
+        if !self.is_internal(headers.source) {
+            return Err(DropReason::NotInternal);
+        }
+        if quoted.source.address != headers.destination {
+            return Err(DropReason::IcmpNoSession);
+        }
+        let remote = remote_endpoint(quoted.protocol, quoted.source);
+        let session = self.table.outbound(quoted.protocol, quoted.destination, remote);
+        let Some(session) = session.and_then(|id| self.table.sessions.get(id)) else {
+            return if self.is_external(headers.destination) {
+                // A router of our own network, on the way out: an error as from outside.
+                self.error_inbound(packet, headers, embedded).map(|_| Verdict::Hairpin)
+            } else {
+                Err(DropReason::IcmpNoSession)
+            };
+        };
+        if headers.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let external = session.external;
+        if session.hairpin {
+            return self.error_hairpin(packet, headers, embedded, external, remote);
+        }
+        let addresses = (external.address, headers.destination);
+        packet.translate_error(headers, embedded, addresses, (quoted.source, external), external.port);
+        self.counters.icmp_errors += 1;
+        Ok(Verdict::Forward)
+    }
+
+    /// An error about a hairpinned packet: what it quotes becomes what the other internal endpoint has sent
+    /// (RFC 5508 REQ-7).
+    fn error_hairpin(
+        &mut self,
+        packet: &mut Packet<'_>,
+        headers: &Headers,
+        embedded: &Embedded,
+        external: Endpoint,
+        remote: Endpoint,
+    ) -> Result<Verdict, DropReason> {
+        let protocol: Protocol = embedded.tuple.protocol;
+        let (to, from) = self.turn_round(external, remote).ok_or(DropReason::IcmpNoSession)?;
+        let session = self
+            .hairpinned(protocol, to, from)
+            .and_then(|id| self.table.sessions.get(id))
+            .ok_or(DropReason::IcmpNoSession)?;
+        let from = session.remote;
+        let addresses = (from.address, session.internal.address);
+        packet.translate_error(headers, embedded, addresses, (session.internal, from), session.internal.port);
+        self.counters.icmp_errors += 1;
+        Ok(Verdict::Hairpin)
+    }
+}

@@ -1,0 +1,324 @@
+//! The NAT engine: NAPT44 by RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP) and RFC 7857.
+//!
+//! Owns all state of the translation: mappings, sessions, ports, timers, fragments. It is given packets and the
+//! time, and says what is to become of them; it never reads a clock, a socket or a file. Nothing that comes in a
+//! packet makes it panic, and every table has a limit.
+//!
+//! A packet's way: [`Engine::handle_packet`] parses it, `translate` finds its session and rewrites it, `open`
+//! makes a session if it may, `errors` does the same for ICMP errors, and `answer` says no to those who should
+//! hear it.
+
+mod answer;
+mod config;
+mod errors;
+mod event;
+mod fragments;
+mod hosts;
+mod index;
+mod open;
+mod ports;
+mod random;
+mod slab;
+mod table;
+mod tcp;
+mod translate;
+mod wheel;
+
+use std::collections::{HashMap, VecDeque};
+
+use siphasher::sip::SipHasher13;
+
+pub use config::{
+    Config, ConfigError, ExternalAddress, FilteringBehaviour, Limits, MappingBehaviour, OnExhaustion,
+    StaticMapping, Timeouts,
+};
+pub use event::{
+    CloseReason, Counters, DropReason, Event, SessionRecord, SessionState, Side, Traffic, Transmit, Verdict,
+};
+pub use tcp::TcpState;
+
+use crate::time::Instant;
+use crate::wire::{Endpoint, Headers, Packet, Protocol, Transport};
+use answer::{Answers, HeldSyn};
+use fragments::Fragments;
+use hosts::{Hosts, Keyed};
+use index::Secret;
+use ports::Pool;
+use random::{Identifications, Random};
+use slab::Id;
+use table::{Session, Table};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    table: Table,
+    hosts: Hosts,
+    pool: Pool,
+    statics: Statics,
+    fragments: Fragments,
+    identifications: Identifications,
+    random: Random,
+    answers: Answers,
+    held_syns: VecDeque<HeldSyn>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    counters: Counters,
+}
+
+/// Static mappings, by either end.
+#[derive(Debug)]
+struct Statics {
+    by_external: HashMap<(Protocol, Endpoint), Endpoint, Keyed>,
+    by_internal: HashMap<(Protocol, Endpoint), Endpoint, Keyed>,
+}
+
+impl Engine {
+    /// An engine without sessions. `seed` keys its hash tables and its choice of ports: take it from the
+    /// system's randomness, or fix it to replay.
+    ///
+    /// # Errors
+    /// What is wrong with `config`.
+    pub fn new(config: Config, seed: [u8; 16]) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let keyed = SipHasher13::new_with_key(&seed);
+        Ok(Self {
+            table: Table::new(Secret::new(seed)),
+            hosts: Hosts::new(Keyed(keyed)),
+            pool: Pool::new(&config),
+            statics: Statics::new(&config, Keyed(keyed)),
+            fragments: Fragments::new(Keyed(keyed)),
+            identifications: Identifications::new(keyed),
+            random: Random::new(keyed),
+            answers: Answers::default(),
+            held_syns: VecDeque::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            config,
+        })
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Changes the configuration. Sessions stay, but for those whose external address is gone. Walks all
+    /// sessions once.
+    ///
+    /// # Errors
+    /// What is wrong with `config`; then nothing has changed.
+    pub fn reconfigure(&mut self, now: Instant, config: Config) -> Result<(), ConfigError> {
+        config.validate()?;
+        self.pool = Pool::new(&config);
+        self.statics = Statics::new(&config, self.hosts.keyed());
+        self.config = config;
+        self.fragments.clear();
+        self.forget_held_syns();
+        for id in 0..self.table.mappings.places() {
+            let Some(mapping) = self.table.mappings.get(id) else { continue };
+            if let Some(address) = self.pool.find_mut(mapping.external.address) {
+                address.mappings += 1;
+                if let Some(ports) = address.ports_mut(mapping.protocol) {
+                    ports.take(mapping.external.port);
+                }
+            }
+        }
+        for id in 0..self.table.sessions.places() {
+            let Some(session) = self.table.sessions.get_mut(id) else { continue };
+            session.hairpin = self.pool.find(session.remote.address).is_some();
+            let external = session.external.address;
+            if self.pool.find(external).is_some_and(|address| address.private == external) {
+                self.table.rearm(id, &self.config.timeouts);
+            } else {
+                self.table.wheel.disarm(&mut self.table.sessions, id);
+                self.close(now, id, CloseReason::AddressRemoved);
+            }
+        }
+        Ok(())
+    }
+
+    /// Translates one packet that came in on `side`. Cuts `packet.bytes` to the packet's length, and may lower
+    /// the segment size of a super-frame. The packet is as it was if the verdict is not to send it.
+    pub fn handle_packet(&mut self, now: Instant, side: Side, packet: &mut Packet<'_>) -> Verdict {
+        let headers = match Headers::parse(packet) {
+            Ok(headers) => headers,
+            Err(malformed) => return self.drop(malformed.into()),
+        };
+        let received = match side {
+            Side::Internal => &mut self.counters.in_from_internal,
+            Side::External => &mut self.counters.in_from_external,
+        };
+        received.add(packet.bytes.len());
+        self.counters.fragments += u64::from(headers.fragment.is_some());
+
+        let result = match (side, &headers.transport) {
+            (_, Transport::Later) => self.later_fragment(now, side, packet, &headers),
+            (Side::Internal, Transport::Error(embedded)) => self.error_outbound(packet, &headers, embedded),
+            (Side::External, Transport::Error(embedded)) => self.error_inbound(packet, &headers, embedded),
+            (Side::Internal, _) => self.outbound(now, packet, &headers),
+            (Side::External, _) => self.inbound(now, packet, &headers),
+        };
+        match result {
+            Ok(verdict) => {
+                let sent = match (verdict, side) {
+                    (Verdict::Hairpin, _) => &mut self.counters.hairpinned,
+                    (_, Side::Internal) => &mut self.counters.out_to_external,
+                    (_, Side::External) => &mut self.counters.out_to_internal,
+                };
+                sent.add(packet.bytes.len());
+                verdict
+            }
+            Err(reason) => {
+                let verdict = self.drop(reason);
+                match self.answer(now, side, packet, &headers, reason) {
+                    Some(packet) => {
+                        self.transmits.push_back(Transmit { side, packet });
+                        Verdict::Reply(reason)
+                    }
+                    None => verdict,
+                }
+            }
+        }
+    }
+
+    /// Ends what has timed out by `now`: at most some hundred sessions a call, after which
+    /// [`Self::poll_timeout`] is still past if there are more.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut budget = TIMEOUT_BUDGET;
+        let tick = wheel::tick(now);
+        while let Some(id) = self.table.wheel.fire(&mut self.table.sessions, tick, &mut budget) {
+            let Some(session) = self.table.sessions.get(id) else { continue };
+            let deadline = table::deadline(session, &self.config.timeouts);
+            if deadline > tick {
+                // It was used since the timer was armed.
+                self.table.wheel.arm(&mut self.table.sessions, id, deadline);
+                continue;
+            }
+            let reason = match session.state {
+                SessionState::Tcp(TcpState::Closing) => CloseReason::Finished,
+                SessionState::Tcp(TcpState::Reset) => CloseReason::Reset,
+                _ => CloseReason::Expired,
+            };
+            self.close(now, id, reason);
+        }
+        let in_vain = self.fragments.handle_timeout(now);
+        self.counters.drops[DropReason::FragmentTimeout as usize] += in_vain;
+        self.answer_held_syns(now);
+    }
+
+    /// When [`Self::handle_timeout`] must be called next; `None` while nothing waits for time to pass.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let session = self.table.wheel.next().map(wheel::instant);
+        let syn = self.held_syns.front().map(|held| held.due);
+        [session, self.fragments.poll_timeout(), syn].into_iter().flatten().min()
+    }
+
+    /// The next packet to send. Ask until there is none after each call that handles something.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event. At most 16,384 wait to be fetched; later ones are lost and counted.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut drops = self.counters.drops;
+        drops[DropReason::FragmentLimit as usize] += self.fragments.evicted();
+        Counters {
+            drops,
+            sessions: self.table.sessions.len(),
+            mappings: self.table.mappings.len(),
+            internal_addresses: u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
+            fragment_bytes: self.fragments.bytes(),
+            ..self.counters
+        }
+    }
+
+    /// Visits the sessions in `slots` places of the table from place `from` on. Gives the place to go on from,
+    /// `None` at the end of the table. Sessions that open or close between calls may be missed.
+    pub fn scan_sessions(
+        &self,
+        now: Instant,
+        from: u32,
+        slots: u32,
+        mut visit: impl FnMut(&SessionRecord),
+    ) -> Option<u32> {
+        let places = self.table.sessions.places();
+        let end = from.saturating_add(slots).min(places);
+        for id in from..end {
+            if let Some(session) = self.table.sessions.get(id) {
+                visit(&session.record(now));
+            }
+        }
+        (end < places).then_some(end)
+    }
+
+    fn drop(&mut self, reason: DropReason) -> Verdict {
+        self.counters.drops[reason as usize] += 1;
+        Verdict::Drop(reason)
+    }
+
+    fn is_internal(&self, address: std::net::Ipv4Addr) -> bool {
+        self.config.internal.iter().any(|prefix| prefix.contains(&address))
+    }
+
+    fn emit(&mut self, event: Event) {
+        if self.events.len() < MOST_EVENTS {
+            self.events.push_back(event);
+        } else {
+            self.counters.events_lost += 1;
+        }
+    }
+
+    /// Ends a session whose timer is not armed, and its mapping with its last session.
+    fn close(&mut self, now: Instant, id: Id, reason: CloseReason) {
+        let Some(session) = self.table.remove_session(id) else { return };
+        self.hosts.closed(session.internal.address, session.opened_by);
+        self.counters.sessions_closed += 1;
+        self.emit(Event::Closed(session.record(now), reason));
+        self.release(&session);
+    }
+
+    fn release(&mut self, session: &Session) {
+        let Some(mapping) = self.table.mappings.get_mut(session.mapping) else { return };
+        mapping.sessions = mapping.sessions.saturating_sub(1);
+        if mapping.sessions > 0 {
+            return;
+        }
+        let Some(mapping) = self.table.remove_mapping(session.mapping) else { return };
+        let overloaded = self.table.mapping_at(mapping.protocol, mapping.external).is_some();
+        if let Some(address) = self.pool.find_mut(mapping.external.address) {
+            address.mappings = address.mappings.saturating_sub(1);
+            if let Some(ports) = address.ports_mut(mapping.protocol)
+                && !overloaded
+            {
+                ports.give_back(mapping.external.port);
+            }
+        }
+    }
+}
+
+impl Statics {
+    fn new(config: &Config, keyed: Keyed) -> Self {
+        let mut by_external = HashMap::with_hasher(keyed);
+        let mut by_internal = HashMap::with_hasher(keyed);
+        for &StaticMapping { protocol, external, internal } in &config.static_mappings {
+            by_external.insert((protocol, external), internal);
+            // Of several external endpoints the first one stands for the internal endpoint.
+            by_internal.entry((protocol, internal)).or_insert(external);
+        }
+        Self { by_external, by_internal }
+    }
+}
+
+/// Steps of the timer wheel in one call: with a million sessions some 100 µs.
+const TIMEOUT_BUDGET: u32 = 128;
+const MOST_EVENTS: usize = 16_384;

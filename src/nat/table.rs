@@ -1,0 +1,286 @@
+//! The engine's tables: sessions and mappings, each found by what stands on either side of the NAT.
+
+use super::config::Timeouts;
+use super::event::{SessionRecord, SessionState, Side};
+use super::index::{Chain, Index, Key, Secret};
+use super::slab::{Id, NONE, Slab};
+use super::tcp::Connection;
+use super::wheel::{self, Tick, Timed, Timer, Wheel};
+use crate::time::Instant;
+use crate::wire::{Endpoint, Protocol};
+
+/// A mapping and a remote. Kept small: a gateway holds a million of them. What a look-up touches comes first, so
+/// that it lies on one cache line.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Session {
+    pub internal: Endpoint,
+    /// The private form of the external endpoint.
+    pub external: Endpoint,
+    /// As the internal side addresses it: of a hairpinned session the form of an external address of ours.
+    pub remote: Endpoint,
+    pub protocol: Protocol,
+    pub state: SessionState,
+    next_by_internal: Id,
+    next_by_external: Id,
+    pub mapping: Id,
+    pub last_use: Tick,
+    timer: Timer,
+    pub opened_by: Side,
+    /// The remote is an external endpoint of ours.
+    pub hairpin: bool,
+    /// The event [`super::Event::Established`] was given.
+    pub established: bool,
+    pub opened_at: Instant,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub connection: Connection,
+}
+
+impl Session {
+    pub fn new(now: Instant, key: &SessionKey, opened_by: Side) -> Self {
+        Self {
+            internal: key.internal,
+            external: key.external,
+            remote: key.remote,
+            protocol: key.protocol,
+            state: SessionState::Unreplied,
+            opened_by,
+            hairpin: false,
+            established: false,
+            mapping: NONE,
+            next_by_internal: NONE,
+            next_by_external: NONE,
+            timer: Timer::UNARMED,
+            last_use: wheel::tick(now),
+            opened_at: now,
+            packets_out: 0,
+            bytes_out: 0,
+            packets_in: 0,
+            bytes_in: 0,
+            connection: Connection::default(),
+        }
+    }
+
+    /// How long it may be idle in its present state.
+    pub fn timeout(&self, timeouts: &Timeouts) -> Tick {
+        wheel::ticks(match (self.state, self.protocol) {
+            (SessionState::Tcp(state), _) if state.is_established() => timeouts.tcp_established,
+            (SessionState::Tcp(_), _) => timeouts.tcp_transitory,
+            (SessionState::Unreplied, Protocol::UDP) => timeouts.udp_unreplied,
+            (SessionState::Replied, Protocol::UDP) => timeouts.udp,
+            (_, Protocol::ICMP) => timeouts.icmp_query,
+            _ => timeouts.other,
+        })
+    }
+
+    /// Counts a packet that `side` has sent.
+    pub fn count(&mut self, side: Side, bytes: usize) {
+        let (packets, total) = match side {
+            Side::Internal => (&mut self.packets_out, &mut self.bytes_out),
+            Side::External => (&mut self.packets_in, &mut self.bytes_in),
+        };
+        *packets += 1;
+        *total += bytes as u64;
+    }
+
+    pub fn record(&self, now: Instant) -> SessionRecord {
+        let age = now - self.opened_at;
+        SessionRecord {
+            protocol: self.protocol,
+            internal: self.internal,
+            external: self.external,
+            remote: self.remote,
+            state: self.state,
+            opened_by: self.opened_by,
+            opened_at: self.opened_at,
+            age,
+            // Its last use is known to a tick.
+            idle: (now - wheel::instant(self.last_use)).min(age),
+            packets_out: self.packets_out,
+            bytes_out: self.bytes_out,
+            packets_in: self.packets_in,
+            bytes_in: self.bytes_in,
+        }
+    }
+}
+
+impl Timed for Session {
+    fn timer(&mut self) -> &mut Timer {
+        &mut self.timer
+    }
+}
+
+/// What tells a session from all others.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionKey {
+    pub protocol: Protocol,
+    pub internal: Endpoint,
+    pub external: Endpoint,
+    pub remote: Endpoint,
+}
+
+/// An internal endpoint and the external endpoint that stands for it.
+#[derive(Debug)]
+pub struct Mapping {
+    pub internal: Endpoint,
+    pub external: Endpoint,
+    pub protocol: Protocol,
+    /// Other sessions of the internal endpoint use it too (endpoint-independent mapping).
+    pub shared: bool,
+    pub sessions: u32,
+    next_by_internal: Id,
+    next_by_external: Id,
+}
+
+impl Mapping {
+    pub const fn new(protocol: Protocol, internal: Endpoint, external: Endpoint, shared: bool) -> Self {
+        Self {
+            protocol,
+            internal,
+            external,
+            sessions: 0,
+            shared,
+            next_by_internal: NONE,
+            next_by_external: NONE,
+        }
+    }
+}
+
+/// Sessions, mappings, their four indexes, and the sessions' timers.
+#[derive(Debug)]
+pub struct Table {
+    pub sessions: Slab<Session>,
+    pub mappings: Slab<Mapping>,
+    sessions_by_internal: Index<SessionByInternal>,
+    sessions_by_external: Index<SessionByExternal>,
+    mappings_by_internal: Index<MappingByInternal>,
+    mappings_by_external: Index<MappingByExternal>,
+    pub wheel: Wheel,
+}
+
+impl Table {
+    pub fn new(secret: Secret) -> Self {
+        Self {
+            sessions: Slab::new(),
+            mappings: Slab::new(),
+            sessions_by_internal: Index::new(secret),
+            sessions_by_external: Index::new(secret),
+            mappings_by_internal: Index::new(secret),
+            mappings_by_external: Index::new(secret),
+            wheel: Wheel::new(0),
+        }
+    }
+
+    /// The session of an internal endpoint with a remote.
+    pub fn outbound(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Option<Id> {
+        self.sessions_by_internal.find(&self.sessions, Key::pair(protocol, internal, remote))
+    }
+
+    /// The session of an external endpoint with a remote.
+    pub fn inbound(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Option<Id> {
+        self.sessions_by_external.find(&self.sessions, Key::pair(protocol, external, remote))
+    }
+
+    /// The mapping that new sessions of an internal endpoint use.
+    pub fn mapping_of(&self, protocol: Protocol, internal: Endpoint) -> Option<Id> {
+        self.mappings_by_internal.find(&self.mappings, Key::one(protocol, internal))
+    }
+
+    /// A mapping at an external endpoint; none of a protocol without ports.
+    pub fn mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<Id> {
+        self.mappings_by_external.find(&self.mappings, Key::one(protocol, external))
+    }
+
+    /// The mapping at an external endpoint, unless several share it.
+    pub fn only_mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<Id> {
+        self.mappings_by_external.find_only(&self.mappings, Key::one(protocol, external))
+    }
+
+    pub fn insert_mapping(&mut self, mapping: Mapping) -> Id {
+        let (shared, has_ports) = (mapping.shared, has_ports(mapping.protocol));
+        let id = self.mappings.insert(mapping);
+        if has_ports {
+            self.mappings_by_external.insert(&mut self.mappings, id);
+        }
+        if shared {
+            self.mappings_by_internal.insert(&mut self.mappings, id);
+        }
+        id
+    }
+
+    pub fn remove_mapping(&mut self, id: Id) -> Option<Mapping> {
+        if has_ports(self.mappings.get(id)?.protocol) {
+            self.mappings_by_external.remove(&mut self.mappings, id);
+        }
+        if self.mappings.get(id)?.shared {
+            self.mappings_by_internal.remove(&mut self.mappings, id);
+        }
+        self.mappings.remove(id)
+    }
+
+    /// Adds a session with its timer armed.
+    pub fn insert_session(&mut self, session: Session, timeouts: &Timeouts) -> Id {
+        let deadline = deadline(&session, timeouts);
+        let id = self.sessions.insert(session);
+        self.sessions_by_internal.insert(&mut self.sessions, id);
+        self.sessions_by_external.insert(&mut self.sessions, id);
+        self.wheel.arm(&mut self.sessions, id, deadline);
+        id
+    }
+
+    /// Takes a session whose timer is not armed out.
+    pub fn remove_session(&mut self, id: Id) -> Option<Session> {
+        self.sessions_by_internal.remove(&mut self.sessions, id);
+        self.sessions_by_external.remove(&mut self.sessions, id);
+        self.sessions.remove(id)
+    }
+
+    /// Arms the timer of `id` anew, for when its state has come to end it sooner.
+    pub fn rearm(&mut self, id: Id, timeouts: &Timeouts) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let deadline = deadline(session, timeouts);
+        self.wheel.disarm(&mut self.sessions, id);
+        self.wheel.arm(&mut self.sessions, id, deadline);
+    }
+}
+
+/// The tick at which the idle timeout has surely passed, whenever in its tick the last packet came.
+pub fn deadline(session: &Session, timeouts: &Timeouts) -> Tick {
+    session.last_use.saturating_add(session.timeout(timeouts)).saturating_add(1)
+}
+
+/// Without ports, all mappings of a protocol have one external endpoint: an index by it would be one long list.
+const fn has_ports(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP)
+}
+
+macro_rules! chain {
+    ($name:ident, $entry:ty, $next:ident, |$e:ident| $key:expr) => {
+        #[derive(Debug)]
+        struct $name;
+
+        impl Chain for $name {
+            type Entry = $entry;
+
+            fn key($e: &$entry) -> Key {
+                $key
+            }
+
+            fn next(entry: &$entry) -> Id {
+                entry.$next
+            }
+
+            fn set_next(entry: &mut $entry, next: Id) {
+                entry.$next = next;
+            }
+        }
+    };
+}
+
+chain!(SessionByInternal, Session, next_by_internal, |e| Key::pair(e.protocol, e.internal, e.remote));
+chain!(SessionByExternal, Session, next_by_external, |e| Key::pair(e.protocol, e.external, e.remote));
+chain!(MappingByInternal, Mapping, next_by_internal, |e| Key::one(e.protocol, e.internal));
+chain!(MappingByExternal, Mapping, next_by_external, |e| Key::one(e.protocol, e.external));
