@@ -1,0 +1,535 @@
+//! The packet worker: one OS thread that owns the engine and its datapath.
+//!
+//! It waits in poll(2) for frames, for the kernel's events and for commands, and takes them in turn: a batch of
+//! frames, then whatever else is due, so that neither a flood of packets nor a burst of expiring sessions keeps the
+//! other waiting.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::{oneshot, watch};
+
+use super::af_packet::{AfPacket, Port};
+use super::filter::{FilterConfig, Roles};
+use super::netlink::{self, Change, Events, EventsError, Topology};
+use super::sys;
+use super::{Config, Error, SessionFilter, SessionPage, Snapshot, Stopped};
+use crate::nat::{self, Engine, Event, SessionRecord, Side};
+use crate::time::Instant;
+
+/// Starts the packet worker in the network namespace of the calling thread. Packets flow when this returns, as far
+/// as interfaces and neighbours allow: see [`Snapshot::not_ready`].
+///
+/// # Errors
+/// See [`Error`]; nothing is left attached then.
+pub fn spawn(config: Config, engine_config: nat::Config) -> Result<Worker, Error> {
+    let seed = sys::random_seed().map_err(Error::Randomness)?;
+    let core = Core::new(config, engine_config, seed)?;
+    let wake = Arc::new(
+        EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(|errno| Error::Thread(errno.into()))?,
+    );
+    let (commands, inbox) = mpsc::channel();
+    let (alive, stopped) = watch::channel(());
+    let handle = Handle { commands, wake: Arc::clone(&wake), stopped };
+    let thread = std::thread::Builder::new()
+        .name("egret-packets".to_owned())
+        .spawn(move || {
+            // Dropped however the thread ends, which resolves `stopped`.
+            let _alive = alive;
+            core.run(&inbox, &wake);
+        })
+        .map_err(Error::Thread)?;
+    Ok(Worker { handle, thread: Some(thread) })
+}
+
+/// The running worker. Dropping it stops it.
+#[derive(Debug)]
+pub struct Worker {
+    handle: Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// A handle to send commands by.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Stops the worker and waits until it has detached everything, well within a second.
+    ///
+    /// # Errors
+    /// It had panicked.
+    pub fn stop(mut self) -> Result<(), Error> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<(), Error> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        // Fails if it has stopped already.
+        let _ = self.handle.send(Command::Stop);
+        thread.join().map_err(|_| Error::Panicked)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Err(error) = self.join() {
+            tracing::error!(%error, "the packet worker did not end well");
+        }
+    }
+}
+
+/// Sends commands to the worker. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    stopped: watch::Receiver<()>,
+}
+
+impl Handle {
+    /// The worker's state.
+    ///
+    /// # Errors
+    /// The worker has stopped.
+    pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
+        self.ask(Command::Snapshot).await
+    }
+
+    /// The sessions in 4096 places of the table from place `from` on; start with 0. The table changes between calls:
+    /// a session that lives throughout is seen once.
+    ///
+    /// # Errors
+    /// The worker has stopped.
+    pub async fn scan_sessions(&self, from: u32, filter: SessionFilter) -> Result<SessionPage, Stopped> {
+        self.ask(|reply| Command::ScanSessions(from, filter, reply)).await
+    }
+
+    /// Changes the engine's configuration and the destinations that are never translated. On an error nothing has changed. More internal
+    /// prefixes than a filter holds (32, after joining neighbouring ones) leave the filter as it is, and the worker
+    /// not ready.
+    ///
+    /// # Errors
+    /// The worker has stopped; within, that the configuration is not usable.
+    pub async fn reconfigure(
+        &self,
+        config: nat::Config,
+        bypass: Vec<Ipv4Net>,
+    ) -> Result<Result<(), nat::ConfigError>, Stopped> {
+        self.ask(|reply| Command::Reconfigure(Box::new(config), bypass, reply)).await
+    }
+
+    /// Waits until the worker has stopped, for whatever reason.
+    pub async fn stopped(&self) {
+        // Nothing is ever sent: this ends when the sender is gone.
+        let _ = self.stopped.clone().changed().await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).map_err(|_| Stopped)?;
+        // Fails only when the counter is full, and then the worker is awake.
+        let _ = self.wake.write(1);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Snapshot(oneshot::Sender<Snapshot>),
+    ScanSessions(u32, SessionFilter, oneshot::Sender<SessionPage>),
+    Reconfigure(Box<nat::Config>, Vec<Ipv4Net>, oneshot::Sender<Result<(), nat::ConfigError>>),
+    Stop,
+}
+
+/// What is sent to the thread; [`AfPacket`], with its buffers, is made there.
+struct Core {
+    config: Config,
+    engine: Engine,
+    ports: Vec<Port>,
+    events: Events,
+    topology: Topology,
+}
+
+impl Core {
+    fn new(config: Config, engine_config: nat::Config, seed: [u8; 16]) -> Result<Self, Error> {
+        // Before the dumps, so that no change falls in between.
+        let events = Events::subscribe().map_err(Error::Netlink)?;
+        let topology = netlink::dump_topology().map_err(Error::Netlink)?;
+        let host = host_addresses(&topology);
+        let one_armed = config.external.name == config.internal.name;
+        let mut ports =
+            vec![Port::new(config.external.name.clone(), Roles { internal: one_armed, external: true })];
+        if !one_armed {
+            ports.push(Port::new(config.internal.name.clone(), Roles { internal: true, external: false }));
+        }
+        for port in &mut ports {
+            let link = topology.links.iter().find(|link| link.name == port.name);
+            let Some(link) = link else { return Err(Error::NoInterface(port.name.clone())) };
+            if !port.update(Some(link)) {
+                return Err(Error::NotEthernet(port.name.clone()));
+            }
+            let rules = FilterConfig::new(port.roles, &config.bypass, &engine_config)?;
+            port.open(&rules, &host).map_err(|source| Error::Port { interface: port.name.clone(), source })?;
+        }
+        let engine = Engine::new(engine_config, seed)?;
+        Ok(Self { config, engine, ports, events, topology })
+    }
+
+    fn run(self, inbox: &mpsc::Receiver<Command>, wake: &EventFd) {
+        let mut datapath = AfPacket::new(self.ports);
+        datapath.set_internal(&self.engine.config().internal);
+        let mut state = State {
+            started: clock(),
+            now: Instant::ORIGIN,
+            config: self.config,
+            engine: self.engine,
+            datapath,
+            events: self.events,
+            host: BTreeSet::new(),
+            addresses: Vec::new(),
+            refresh: Refresh::default(),
+            tick_at: Instant::ORIGIN,
+            trouble: None,
+        };
+        state.take_topology(self.topology);
+        state.refresh = Refresh { wanted: false, neighbours: true, not_before: Instant::ORIGIN };
+        state.run(inbox, wake);
+    }
+}
+
+/// When links, addresses and routes are to be read again.
+#[derive(Default)]
+struct Refresh {
+    wanted: bool,
+    neighbours: bool,
+    not_before: Instant,
+}
+
+struct State {
+    started: std::time::Instant,
+    now: Instant,
+    config: Config,
+    engine: Engine,
+    datapath: AfPacket,
+    events: Events,
+    /// Every address of this host.
+    host: BTreeSet<Ipv4Addr>,
+    /// With the interface that each is on.
+    addresses: Vec<(u32, Ipv4Addr)>,
+    refresh: Refresh,
+    tick_at: Instant,
+    /// What went wrong last, if it has not been mended since.
+    trouble: Option<String>,
+}
+
+impl State {
+    fn run(&mut self, inbox: &mpsc::Receiver<Command>, wake: &EventFd) {
+        let mut more = false;
+        loop {
+            let (woken, changed) = self.wait(wake, more);
+            self.now =
+                Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+            more = self.datapath.pump(self.now, &mut self.engine);
+            if woken {
+                // Before the commands are taken, so that a later one wakes again.
+                let _ = wake.read();
+                while let Ok(command) = inbox.try_recv() {
+                    if self.handle(command).is_break() {
+                        return;
+                    }
+                }
+            }
+            self.follow_kernel(changed);
+            more |= self.handle_timeouts();
+            self.drain_events();
+        }
+    }
+
+    /// Waits for something to do; `more` says that there is something. Gives whether there are commands, and whether
+    /// there are events of the kernel; frames are found by trying.
+    fn wait(&self, wake: &EventFd, more: bool) -> (bool, bool) {
+        let timeout = if more { PollTimeout::ZERO } else { self.poll_timeout() };
+        let mut polled = Vec::with_capacity(4);
+        polled.push(PollFd::new(wake.as_fd(), PollFlags::POLLIN));
+        polled.push(PollFd::new(self.events.as_fd(), PollFlags::POLLIN));
+        for socket in self.datapath.ports.iter().filter_map(Port::socket) {
+            polled.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        }
+        // Interrupted, nothing is ready; the next time tells.
+        let _ = nix::poll::poll(&mut polled, timeout);
+        let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+        (ready(&polled[0]), ready(&polled[1]))
+    }
+
+    fn poll_timeout(&self) -> PollTimeout {
+        let refresh = (self.refresh.wanted || self.refresh.neighbours).then_some(self.refresh.not_before);
+        let due =
+            [self.engine.poll_timeout(), self.datapath.next_hops.poll_timeout(), refresh, Some(self.tick_at)];
+        let Some(due) = due.into_iter().flatten().min() else { return PollTimeout::NONE };
+        // Rounded up: to wake too early is to wake twice.
+        let millis = due.saturating_since(self.now).as_nanos().div_ceil(1_000_000);
+        PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn handle(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+        // Whoever asked may have gone, which is their affair.
+        match command {
+            Command::Stop => return std::ops::ControlFlow::Break(()),
+            Command::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+            Command::ScanSessions(from, filter, reply) => {
+                let mut page = SessionPage::default();
+                page.next = self.engine.scan_sessions(self.now, from, SCAN_PLACES, |record| {
+                    if filter.matches(record) {
+                        page.records.push(*record);
+                    }
+                });
+                let _ = reply.send(page);
+            }
+            Command::Reconfigure(config, bypass, reply) => {
+                let _ = reply.send(self.reconfigure(*config, bypass));
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        for port in &self.datapath.ports {
+            if let Some(Ok(statistics)) = port.socket().map(sys::PacketSocket::take_statistics) {
+                self.datapath.counters.receive_dropped += statistics.dropped;
+            }
+        }
+        self.datapath.counters.unresolved_dropped = self.datapath.next_hops.dropped();
+        Snapshot {
+            counters: self.engine.counters(),
+            datapath: self.datapath.counters,
+            not_ready: self.not_ready(),
+            uptime: self.started.elapsed(),
+        }
+    }
+
+    fn not_ready(&mut self) -> Vec<String> {
+        let mut reasons: Vec<String> = self.trouble.iter().cloned().collect();
+        for port in &self.datapath.ports {
+            if port.index == 0 {
+                reasons.push(format!("interface {} is missing", port.name));
+            } else if !port.running {
+                reasons.push(format!("interface {} is down", port.name));
+            } else if !port.is_open() {
+                reasons.push(format!("interface {} is not open", port.name));
+            }
+        }
+        let external = self.datapath.port(Side::External);
+        let (index, name) = (self.datapath.ports[external].index, self.datapath.ports[external].name.clone());
+        for address in &self.engine.config().external_addresses {
+            if !self.addresses.contains(&(index, address.private)) {
+                reasons.push(format!("external address {} is not on interface {name}", address.private));
+            }
+        }
+        if let Err(reason) = self.datapath.next_hops.check_default_route(self.now, index) {
+            reasons.push(format!("interface {name}: {reason}"));
+        }
+        self.send_requests();
+        reasons
+    }
+
+    fn reconfigure(&mut self, config: nat::Config, bypass: Vec<Ipv4Net>) -> Result<(), nat::ConfigError> {
+        self.engine.reconfigure(self.now, config)?;
+        self.config.bypass = bypass;
+        self.datapath.set_internal(&self.engine.config().internal);
+        let trouble = self.configure_filters();
+        self.set_trouble(trouble);
+        Ok(())
+    }
+
+    /// Gives what went wrong.
+    fn configure_filters(&mut self) -> Option<String> {
+        let mut trouble = None;
+        for port in &mut self.datapath.ports {
+            let configured = FilterConfig::new(port.roles, &self.config.bypass, self.engine.config())
+                .and_then(|rules| port.configure(&rules, &self.host));
+            if let Err(error) = configured {
+                trouble = Some(explain(&port.name, &error));
+            }
+        }
+        trouble
+    }
+
+    /// Says it once, and again only when it is something else.
+    fn set_trouble(&mut self, trouble: Option<String>) {
+        match &trouble {
+            Some(text) if self.trouble != trouble => tracing::error!(error = text, "interface is not usable"),
+            _ => {}
+        }
+        self.trouble = trouble;
+    }
+
+    fn follow_kernel(&mut self, changed: bool) {
+        if changed {
+            self.read_events();
+        }
+        if (self.refresh.wanted || self.refresh.neighbours) && self.refresh.not_before <= self.now {
+            self.read_anew();
+        }
+        self.datapath.send_released();
+    }
+
+    fn read_events(&mut self) {
+        let (next_hops, refresh) = (&mut self.datapath.next_hops, &mut self.refresh);
+        let result = self.events.read(|change| match change {
+            Change::Neighbour(neighbour) => next_hops.update_neighbour(neighbour),
+            Change::Topology => refresh.wanted = true,
+        });
+        match result {
+            Ok(()) => {}
+            Err(EventsError::Overflow) => {
+                self.datapath.counters.netlink_overflows += 1;
+                self.refresh.wanted = true;
+                self.refresh.neighbours = true;
+            }
+            Err(EventsError::Io(error)) => {
+                tracing::warn!(%error, "cannot read the kernel's events");
+                self.refresh.wanted = true;
+                self.refresh.neighbours = true;
+            }
+        }
+    }
+
+    fn read_anew(&mut self) {
+        let began = clock();
+        let refresh = std::mem::take(&mut self.refresh);
+        let result = netlink::dump_topology().map(|topology| self.take_topology(topology)).and_then(|()| {
+            if refresh.neighbours {
+                self.datapath.next_hops.set_neighbours(netlink::dump_neighbours()?);
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot read the kernel's routes and neighbours");
+            self.refresh = Refresh { wanted: true, neighbours: true, not_before: Instant::ORIGIN };
+        }
+        // A large table that changes all the time is not to take more than a twentieth of the worker's time.
+        self.refresh.not_before = self.now + REFRESH_EVERY.max(began.elapsed() * 20);
+    }
+
+    fn take_topology(&mut self, topology: Topology) {
+        self.host = host_addresses(&topology);
+        self.addresses.clone_from(&topology.addresses);
+        let mut trouble = None;
+        for port in &mut self.datapath.ports {
+            let link = topology.links.iter().find(|link| link.name == port.name);
+            let (was_running, was_open) = (port.running, port.is_open());
+            let must_open = port.update(link);
+            if must_open {
+                let opened = FilterConfig::new(port.roles, &self.config.bypass, self.engine.config())
+                    .map_err(Into::into)
+                    .and_then(|rules| port.open(&rules, &self.host));
+                match opened {
+                    Ok(()) => tracing::info!(interface = port.name, "interface opened"),
+                    Err(error) => trouble = Some(explain(&port.name, &error)),
+                }
+            }
+            match (was_running || was_open, port.running) {
+                (true, false) => tracing::warn!(interface = port.name, "interface is down"),
+                (false, true) => tracing::info!(interface = port.name, "interface is up"),
+                _ => {}
+            }
+        }
+        let indices = self.datapath.ports.iter().map(|port| port.index).collect();
+        self.datapath.next_hops.set_interfaces(indices);
+        if !self.datapath.next_hops.set_routes(topology.routes) {
+            tracing::warn!("too many routes, the least specific are ignored");
+        }
+        trouble = trouble.or(self.configure_filters());
+        self.set_trouble(trouble);
+    }
+
+    /// Gives whether there is more to do at once.
+    fn handle_timeouts(&mut self) -> bool {
+        if self.engine.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.engine.handle_timeout(self.now);
+            self.datapath.queue_transmits(self.now, &mut self.engine);
+            self.datapath.flush();
+        }
+        self.datapath.next_hops.handle_timeout(self.now);
+        if self.tick_at <= self.now {
+            self.tick_at = self.now + TICK;
+            // The gateway is kept known while nothing is sent, so that the first packet need not wait.
+            let external = self.datapath.ports[self.datapath.port(Side::External)].index;
+            let _ = self.datapath.next_hops.check_default_route(self.now, external);
+            self.refresh.wanted |= self.datapath.ports.iter().any(|port| !port.is_open());
+        }
+        self.send_requests();
+        self.engine.poll_timeout().is_some_and(|at| at <= self.now)
+    }
+
+    fn send_requests(&mut self) {
+        while let Some((interface, address)) = self.datapath.next_hops.poll_request() {
+            if let Err(error) = self.events.resolve(interface, address) {
+                tracing::debug!(%address, %error, "neighbour could not be asked for");
+            }
+        }
+    }
+
+    fn drain_events(&mut self) {
+        while let Some(event) = self.engine.poll_event() {
+            log(&event);
+        }
+    }
+}
+
+/// Here time comes in; below it is an argument.
+#[expect(clippy::disallowed_methods, reason = "the worker is who reads the clock for the engine")]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+fn log(event: &Event) {
+    if !tracing::enabled!(target: "egret::sessions", tracing::Level::DEBUG) {
+        return;
+    }
+    let (what, record, reason) = match event {
+        Event::Opened(record) => ("opened", record, None),
+        Event::Established(record) => ("established", record, None),
+        Event::Closed(record, reason) => ("closed", record, Some(reason)),
+    };
+    let SessionRecord { protocol: proto, internal, external, remote, .. } = record;
+    tracing::debug!(target: "egret::sessions", what, %proto, %internal, %external, %remote, ?reason, "session");
+}
+
+fn explain(interface: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = format!("interface {interface}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn host_addresses(topology: &Topology) -> BTreeSet<Ipv4Addr> {
+    topology.addresses.iter().map(|(_, address)| *address).collect()
+}
+
+/// Places of the session table that are looked at between two batches.
+const SCAN_PLACES: u32 = 4096;
+/// How often to look after the gateway, and after interfaces that are not open.
+const TICK: Duration = Duration::from_secs(1);
+const REFRESH_EVERY: Duration = Duration::from_millis(20);
