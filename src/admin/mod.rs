@@ -1,0 +1,17 @@
+//! The control socket: how `egret status` and `egret sessions` ask the daemon.
+//!
+//! Owns the protocol (JSON objects, one a line, a response for each request), the server's side of it and a
+//! client. It refuses to be expensive: the size of a request, the time it may take, the connections at once and
+//! the length of an answer are bounded. It only reads; nothing here changes what the daemon does.
+
+pub mod client;
+mod lock;
+mod protocol;
+mod server;
+
+pub use lock::{BindError, Socket, bind};
+pub use protocol::{
+    Addresses, Drops, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery, Sessions, Status,
+    TrafficReport,
+};
+pub use server::{Description, Limits, Source, serve};

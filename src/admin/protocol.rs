@@ -1,0 +1,142 @@
+//! What goes over the control socket. A request is one JSON object on one line, and so is its response.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// What a client may ask: `{"command":"status"}`, `{"command":"sessions","protocol":"tcp","limit":10}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status {},
+    Sessions(SessionQuery),
+}
+
+/// Which sessions, and how many of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionQuery {
+    /// `tcp`, `udp`, `icmp`, or an IP protocol number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal: Option<Ipv4Net>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Ipv4Net>,
+    /// A port of the internal, external or remote endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// At most [`MAX_SESSIONS`].
+    pub limit: usize,
+}
+
+impl Default for SessionQuery {
+    fn default() -> Self {
+        Self { protocol: None, internal: None, remote: None, port: None, limit: 100 }
+    }
+}
+
+/// The most sessions in one response.
+pub const MAX_SESSIONS: usize = 100_000;
+
+/// The daemon's answer: `{"status":{...}}`, `{"sessions":{...}}` or `{"error":"..."}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    Status(Box<Status>),
+    Sessions(Sessions),
+    /// The request was not understood or could not be answered.
+    Error(String),
+}
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_seconds: u64,
+    /// Whether packets would really flow.
+    pub ready: bool,
+    /// Why not; empty if ready.
+    pub not_ready: Vec<String>,
+    pub datapath: String,
+    pub external_interface: String,
+    pub internal_interface: String,
+    pub external_addresses: Vec<Addresses>,
+    pub internal: Vec<Ipv4Net>,
+    pub bypass: Vec<Ipv4Net>,
+    /// EC2's source/destination check of our interfaces: `off`, `unknown`, or `failed: ` and why. It is absent if
+    /// AWS is not asked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source_dest_check: Option<String>,
+    pub sessions: SessionCounts,
+    pub traffic: BTreeMap<String, TrafficReport>,
+    /// Packets dropped, by reason. Reasons without a drop are there as well.
+    pub drops: Drops,
+    /// The engine's other counters.
+    pub engine: BTreeMap<String, u64>,
+    /// The counters of the datapath.
+    pub datapath_counters: BTreeMap<String, u64>,
+}
+
+/// Packets by drop reason.
+pub type Drops = BTreeMap<String, u64>;
+
+/// An external address: the one on the wire, and the one that the world sees if that is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    pub private: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub public: Option<Ipv4Addr>,
+}
+
+/// How many sessions there are and were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    pub live: u32,
+    pub limit: u32,
+    pub limit_per_address: u32,
+    pub mappings: u32,
+    /// Internal addresses with a session.
+    pub internal_addresses: u32,
+    pub opened: u64,
+    pub established: u64,
+    pub closed: u64,
+}
+
+/// Packets and their IPv4 bytes; a super-frame counts as one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficReport {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Some sessions, the newest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sessions {
+    pub sessions: Vec<Session>,
+    /// How many sessions the query matched, whether they are listed or not.
+    pub matched: u64,
+    /// All live sessions and mappings.
+    pub live: u32,
+    pub mappings: u32,
+}
+
+/// A session at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    pub protocol: String,
+    pub internal: SocketAddrV4,
+    pub external: SocketAddrV4,
+    pub remote: SocketAddrV4,
+    pub state: String,
+    /// `internal` or `external`.
+    pub opened_by: String,
+    pub age_seconds: f64,
+    pub idle_seconds: f64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    pub packets_in: u64,
+    pub bytes_in: u64,
+}

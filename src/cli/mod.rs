@@ -1,0 +1,158 @@
+//! The command line: arguments in, text and an exit code out.
+//!
+//! Owns how things look on a terminal; what they mean is the daemon's, the configuration's and the control
+//! socket's. Output goes to standard output, and a reader who goes away early (`| head`) is no error; the log
+//! and errors go to standard error.
+
+mod sessions;
+mod status;
+mod text;
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::admin::client;
+use crate::config::{self, DEFAULT_PATH, DEFAULT_SOCKET};
+use crate::daemon::{self, LogFormat};
+
+/// A user-space NAT instance for a VPC.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground.
+    ///
+    /// SIGTERM and SIGINT stop it, SIGHUP reloads the configuration. EGRET_LOG sets what is logged (such as
+    /// "debug"). Exit code: 0 when stopped by a signal, 1 when it could not start or failed.
+    Run(Run),
+    /// Check a configuration file and print what holds with its defaults.
+    ///
+    /// Exit code: 0 if it is valid, 1 if not.
+    CheckConfig {
+        /// The file.
+        #[arg(default_value = DEFAULT_PATH)]
+        file: PathBuf,
+    },
+    /// Show how the daemon is.
+    ///
+    /// Exit code: 0 if it is ready, 1 if it runs and is not ready, 2 if it gives no answer.
+    Status(Ask),
+    /// List sessions, the newest first.
+    ///
+    /// Exit code: 0, or 2 if the daemon gives no answer.
+    Sessions(sessions::Arguments),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The configuration file.
+    #[arg(long, default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// The control socket, in place of the file's admin.socket.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// What all commands have that ask the daemon.
+#[derive(Debug, Args)]
+struct Ask {
+    /// The daemon's control socket.
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    ///
+    /// What is to be shown to the user, who then gets the exit code 1; or 2 if [`is_unreachable`].
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run(run) => Ok(execute_run(run)),
+            Command::CheckConfig { file } => execute_check(&file),
+            Command::Status(ask) => status::execute(&ask),
+            Command::Sessions(arguments) => sessions::execute(arguments),
+        }
+    }
+}
+
+/// Whether an error means that there is no daemon to ask.
+#[must_use]
+pub fn is_unreachable(error: &anyhow::Error) -> bool {
+    error.is::<client::Error>()
+}
+
+fn execute_run(run: Run) -> ExitCode {
+    daemon::init_logging(match run.log_format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    });
+    let options = daemon::Options { config: run.config, socket: run.socket };
+    let Err(error) = daemon::run(&options) else { return ExitCode::SUCCESS };
+    // To the log, where an operator looks, each problem on its own.
+    for line in daemon::with_causes(&error).lines() {
+        tracing::error!(error = line, "egret does not run");
+    }
+    ExitCode::FAILURE
+}
+
+fn execute_check(file: &Path) -> anyhow::Result<ExitCode> {
+    match config::load(file) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            print(|out| {
+                match &config.file {
+                    Some(file) => writeln!(out, "# {}: valid; with its defaults it says:", file.display())?,
+                    None => writeln!(out, "# no file at {DEFAULT_PATH}; the defaults are:")?,
+                }
+                out.write_all(config::render(&config).as_bytes())
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(problems) => {
+            eprintln!("{problems}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Writes to standard output. A reader who has gone is no error.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output cannot be written")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A value as JSON for people: indented, and with a line's end.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    print(|out| writeln!(out, "{text}"))
+}

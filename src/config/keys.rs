@@ -1,0 +1,95 @@
+//! Which keys exist, and what was probably meant by one that does not.
+
+use super::reader::{Reader, Section, alternatives};
+
+/// Every section with its keys. A key that is itself a section is looked into.
+const SECTIONS: &[(&str, &[&str])] = &[
+    ("", &["datapath", "nat", "aws", "admin"]),
+    (
+        "nat",
+        &[
+            "external_interface",
+            "internal_interface",
+            "internal",
+            "bypass",
+            "external_addresses",
+            "port_range",
+            "mapping",
+            "filtering",
+            "on_exhaustion",
+            "profile",
+            "external_mtu",
+            "mss_clamp",
+            "answer_unsolicited_syn",
+            "timeouts",
+            "limits",
+        ],
+    ),
+    ("nat.timeouts", &["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp_query", "other"]),
+    ("nat.limits", &["sessions", "sessions_per_address", "new_sessions_per_second", "fragment_memory"]),
+    ("aws", &["enabled"]),
+    ("admin", &["socket"]),
+];
+
+/// Keys that the design has and this version does not.
+const LATER: &[&str] =
+    &["forward", "aws.route_tables", "aws.route_table_tags", "aws.elastic_ips", "failover", "admin.listen"];
+
+/// Notes every key of the document that is not known.
+pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {
+    for (path, known) in SECTIONS {
+        // Whatever is not a table is noted by whoever reads the section.
+        let section = path
+            .split('.')
+            .filter(|part| !part.is_empty())
+            .try_fold(Section::clone(root), |section, part| section.subsection(part));
+        if let Some(section) = section {
+            check_section(reader, &section, known);
+        }
+    }
+}
+
+/// Notes every key of one table that is not among `known`.
+pub(super) fn check_section(reader: &mut Reader<'_>, section: &Section<'_>, known: &[&str]) {
+    for (name, place) in section.keys() {
+        if known.contains(&name) {
+            continue;
+        }
+        let message = if LATER.contains(&place.key.as_str()) {
+            "not in this version".to_owned()
+        } else if let Some(nearest) = nearest(section.path(), name, known) {
+            format!("unknown key; did you mean {nearest}?")
+        } else {
+            format!("unknown key; use {}", alternatives(known))
+        };
+        reader.error(&place, message);
+    }
+}
+
+/// The full path of the known key that is most like `name`: one of the same section by likeness, or one of
+/// another section that has just this name.
+fn nearest(section: &str, name: &str, known: &[&str]) -> Option<String> {
+    if name.len() > LONGEST {
+        return None;
+    }
+    let best = known
+        .iter()
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), *candidate))
+        .filter(|(likeness, _)| *likeness >= LIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    if let Some((_, candidate)) = best {
+        return Some(join(section, candidate));
+    }
+    let mut elsewhere = SECTIONS.iter().filter(|(_, keys)| keys.contains(&name));
+    elsewhere.next().map(|(path, _)| join(path, name))
+}
+
+fn join(section: &str, name: &str) -> String {
+    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
+}
+
+/// From this likeness on, of 1, a key is taken for a misspelling.
+const LIKE: f64 = 0.5;
+
+/// Longer than any key; nothing beyond is compared.
+const LONGEST: usize = 64;

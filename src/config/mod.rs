@@ -1,0 +1,259 @@
+//! The configuration file: TOML in, validated and typed configuration out.
+//!
+//! Owns what may stand in `egret.toml` ([`load`]) and how the parts that it leaves open follow from the host
+//! ([`resolve()`]). All problems of a file are reported at once, each with its line and key, what is wrong and
+//! what is allowed; nothing half-valid gets past this module. It reads the one file that it is given and
+//! nothing else: the host's facts are arguments.
+
+mod keys;
+mod nat;
+mod problem;
+mod reader;
+mod render;
+mod resolve;
+
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use toml::de::DeTable;
+
+use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
+pub use problem::{Problem, Problems};
+use reader::{Reader, Section, quoted};
+pub use render::render;
+pub use resolve::{CloudFacts, HostFacts, ResolveError, Resolved, resolve};
+
+/// Where the configuration is looked for if nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/egret/egret.toml";
+
+/// Where the control socket is if nobody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/egret/egret.sock";
+
+/// The host's ephemeral ports while Egret runs. NAT's ports lie below them.
+pub const HOST_PORTS: RangeInclusive<u16> = 61_000..=65_535;
+
+/// What a file says, validated; what it leaves open is filled in by [`resolve()`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file that this was read from; unset if there was none at the default path.
+    pub file: Option<PathBuf>,
+    pub datapath: Datapath,
+    pub nat: Nat,
+    pub aws: Aws,
+    pub admin: Admin,
+    /// What is doubtful in the file, in the order of the lines.
+    pub warnings: Vec<Problem>,
+}
+
+/// How packets are moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Datapath {
+    /// The best that this version has: `af_packet`.
+    #[default]
+    Auto,
+    AfPacket,
+}
+
+/// The section `[nat]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// Default: the default route's.
+    pub external_interface: Option<String>,
+    /// Default: the external one (one-armed).
+    pub internal_interface: Option<String>,
+    /// Default: see [`resolve()`].
+    pub internal: Option<Vec<Ipv4Net>>,
+    /// Default: as `internal`.
+    pub bypass: Option<Vec<Ipv4Net>>,
+    /// Default: the external interface's first IPv4 address.
+    pub external_addresses: Option<Vec<ExternalAddress>>,
+    pub port_range: RangeInclusive<u16>,
+    pub mapping: MappingBehaviour,
+    pub filtering: FilteringBehaviour,
+    pub on_exhaustion: OnExhaustion,
+    pub profile: Profile,
+    /// Bytes.
+    pub external_mtu: u16,
+    /// Bytes.
+    pub mss_clamp: Option<u16>,
+    pub answer_unsolicited_syn: bool,
+    /// Those of the profile, but for those that the file names.
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+}
+
+/// The section `[nat.limits]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// 0: from the machine's memory.
+    pub sessions: u32,
+    /// 0: a quarter of `sessions`.
+    pub sessions_per_address: u32,
+    /// 0: no limit.
+    pub new_sessions_per_second: u32,
+    /// Bytes.
+    pub fragment_memory: usize,
+}
+
+/// A set of idle timeouts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Those of RFC 4787, 5382 and 5508.
+    #[default]
+    Rfc,
+    /// 350 s for everything, as a managed NAT gateway.
+    AwsNatGateway,
+}
+
+/// The section `[aws]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Aws {
+    /// Whether AWS is asked for anything; `auto`: on EC2 it is.
+    pub enabled: Switch,
+}
+
+/// `true`, `false`, or whatever fits the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Switch {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// The section `[admin]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// The control socket, an absolute path.
+    pub socket: PathBuf,
+}
+
+/// Reads a configuration file. If there is none at [`DEFAULT_PATH`], everything has its default and
+/// [`Config::file`] is unset; any other file has to exist.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file, at once. If its TOML cannot be parsed, the first error of syntax.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let file: Arc<Path> = Arc::from(path);
+    match read(path) {
+        Ok(bytes) => parse(path, &bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+            let config = parse(path, b"")?;
+            Ok(Config { file: None, ..config })
+        }
+        Err(error) => {
+            let message = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    format!("no such file; create it, or leave it out for the defaults ({DEFAULT_PATH})")
+                }
+                std::io::ErrorKind::FileTooLarge => format!("longer than {MAX_BYTES} bytes, the most allowed"),
+                _ => format!("cannot be read: {error}"),
+            };
+            Err(whole_file(file, message))
+        }
+    }
+}
+
+/// Understands the text of a configuration file; `path` is only for the messages.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
+    let file: Arc<Path> = Arc::from(path);
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let line = bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
+            let message = "not UTF-8, as TOML has to be".to_owned();
+            let problem = Problem { file, line: Some(line), column: None, key: String::new(), message };
+            return Err(Problems(vec![problem]));
+        }
+    };
+    let mut reader = Reader::new(text, Arc::clone(&file));
+    let document = match DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            let position = error.span().map(|span| reader.position(span.start));
+            let (line, column) = position.unzip();
+            let message = format!("not TOML: {}", error.message());
+            return Err(Problems(vec![Problem { file, line, column, key: String::new(), message }]));
+        }
+    };
+    let root = Section::root(document.get_ref());
+    keys::check(&mut reader, &root);
+    let datapath = read_datapath(&mut reader, &root);
+    let nat = nat::read(&mut reader, &root);
+    let aws = read_aws(&mut reader, &root);
+    let socket = reader
+        .section(&root, "admin")
+        .and_then(|admin| reader.parsed(&admin, "socket", socket_path))
+        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |socket| socket.value);
+    let Reader { mut problems, mut warnings, .. } = reader;
+    problems.sort_by_key(|problem| problem.line);
+    warnings.sort_by_key(|problem| problem.line);
+    if problems.is_empty() {
+        Ok(Config { file: Some(path.to_owned()), datapath, nat, aws, admin: Admin { socket }, warnings })
+    } else {
+        Err(Problems(problems))
+    }
+}
+
+fn read_datapath(reader: &mut Reader<'_>, root: &Section<'_>) -> Datapath {
+    let parsed = reader.parsed(root, "datapath", |text| match text {
+        "auto" => Ok(Datapath::Auto),
+        "af_packet" => Ok(Datapath::AfPacket),
+        "xdp" => Err("\"xdp\" is not in this version; use auto or af_packet".to_owned()),
+        other => Err(format!("{} is not known; use auto or af_packet", quoted(other))),
+    });
+    parsed.map_or_else(Datapath::default, |datapath| datapath.value)
+}
+
+fn read_aws(reader: &mut Reader<'_>, root: &Section<'_>) -> Aws {
+    let Some(section) = reader.section(root, "aws") else { return Aws::default() };
+    let Some(enabled) = reader.switch(&section, "enabled") else { return Aws::default() };
+    if enabled.value == Switch::On && !cfg!(feature = "aws") {
+        reader.error(&enabled.place, "this egret was built without AWS support; use \"auto\" or false");
+    }
+    Aws { enabled: enabled.value }
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    if !path.is_absolute() || path.file_name().is_none() || text.contains('\0') || text.ends_with('/') {
+        return Err(format!("{} is not an absolute path of a socket, such as {DEFAULT_SOCKET}", quoted(text)));
+    }
+    if text.len() > MAX_SOCKET_PATH {
+        return Err(format!("is {} bytes long; the system allows {MAX_SOCKET_PATH}", text.len()));
+    }
+    Ok(path.to_owned())
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+fn whole_file(file: Arc<Path>, message: String) -> Problems {
+    Problems(vec![Problem { file, line: None, column: None, key: String::new(), message }])
+}
+
+/// The longest file that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// `sun_path` of unix(7), less the final NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Whether the address is one that a host can have on a network: not 0/8, loopback, multicast or reserved.
+fn is_host_address(address: Ipv4Addr) -> bool {
+    !(address.octets()[0] == 0 || address.is_loopback() || address.octets()[0] >= 224)
+}

@@ -1,0 +1,286 @@
+//! The composition: reads the configuration, checks and prepares the host, starts the packet worker and the
+//! control socket, and supervises them until a signal comes.
+//!
+//! Owns the order in which things start and stop, and that the host is left as it was found. `SIGTERM` and
+//! `SIGINT` stop the daemon, `SIGHUP` reloads the file. It never touches a packet.
+
+#[cfg(feature = "aws")]
+mod aws;
+mod checks;
+mod cloud;
+mod logging;
+mod proc;
+mod ready;
+mod reload;
+mod settings;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::admin::{self, Description};
+use crate::config::{self, CloudFacts, Config, HostFacts, Problems, ResolveError, Resolved};
+use crate::datapath::{self, Handle, Worker};
+use crate::nat;
+pub use checks::Refusal;
+use cloud::Cloud;
+pub use logging::{LogFormat, init_logging};
+use proc::Proc;
+pub use proc::ProcError;
+use ready::{Change, Readiness};
+use settings::HostSettings;
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The control socket, in place of the file's.
+    pub socket: Option<PathBuf>,
+}
+
+/// Why the daemon did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] Problems),
+    #[error("{}", lines(.0))]
+    Resolve(Vec<ResolveError>),
+    #[error("{}", lines(.0))]
+    Refused(Vec<Refusal>),
+    #[error(transparent)]
+    Socket(#[from] admin::BindError),
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    #[error("the interfaces cannot be listed")]
+    Interfaces(#[from] nix::Error),
+    #[error(transparent)]
+    Datapath(#[from] datapath::Error),
+    #[error("the packet worker ended unexpectedly; its cause is in the log above, if it had one")]
+    WorkerEnded,
+    #[error("the runtime cannot be started")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// Runs until `SIGTERM` or `SIGINT`, then puts the host's settings back.
+///
+/// # Errors
+///
+/// Whatever keeps the daemon from starting; afterwards, only the unexpected end of the packet worker. The
+/// host's settings are put back in either case.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(supervise(options));
+    runtime.shutdown_timeout(STOP_TIME);
+    result
+}
+
+/// The signals that end the daemon.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one, and says so.
+    async fn recv(&mut self) {
+        let signal = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal, "stopping");
+    }
+}
+
+/// Everything that is up while the daemon runs. Fields are dropped in their order: settings before the socket and the lock of the network namespace, which let the next daemon in.
+struct Running {
+    options: Options,
+    proc: Proc,
+    config: Config,
+    /// What of the cloud is applied.
+    applied: Option<CloudFacts>,
+    description: watch::Sender<Description>,
+    handle: Handle,
+    cloud: Cloud,
+    settings: HostSettings,
+    socket: admin::Socket,
+    _namespace: File,
+}
+
+async fn supervise(options: &Options) -> Result<(), Error> {
+    // Before anything is changed: a signal from now on is answered with an orderly stop.
+    let mut ends = Ends::new()?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let started = tokio::select! {
+        started = start(options) => started?,
+        () = ends.recv() => return Ok(()),
+    };
+    let (mut running, listener, worker) = started;
+    let description = running.description.subscribe();
+    let server = admin::serve(listener, running.handle.clone(), description, admin::Limits::default());
+    let server = tokio::spawn(server);
+    let result = follow(&mut running, &mut ends, &mut hang_up).await;
+    server.abort();
+    let stopped = timeout(STOP_TIME, tokio::task::spawn_blocking(move || worker.stop())).await;
+    match stopped {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => {
+            tracing::error!(error = with_causes(&error), "packet worker did not stop cleanly");
+        }
+        Ok(Err(error)) => tracing::error!(%error, "packet worker did not stop cleanly"),
+        Err(_) => tracing::error!("packet worker did not stop in time"),
+    }
+    drop(running);
+    if result.is_ok() {
+        tracing::info!("stopped");
+    }
+    result
+}
+
+/// Follows signals, the cloud, the worker's life and its readiness until one of them ends the daemon.
+async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) -> Result<(), Error> {
+    let handle = running.handle.clone();
+    let stopped = handle.stopped();
+    tokio::pin!(stopped);
+    let mut cloud = running.cloud.watch();
+    let mut readiness = Readiness::default();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = ends.recv() => return Ok(()),
+            _ = hang_up.recv() => running.reload().await,
+            Ok(()) = cloud.changed() => running.follow_cloud().await,
+            () = &mut stopped => return Err(Error::WorkerEnded),
+            _ = ticks.tick() => watch_readiness(&handle, &mut readiness).await,
+        }
+    }
+}
+
+async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) {
+    // That the worker has gone is told by `Handle::stopped`.
+    let Ok(snapshot) = handle.snapshot().await else { return };
+    match readiness.update(snapshot.uptime, &snapshot.not_ready) {
+        Some(Change::Ready) => tracing::info!("ready"),
+        Some(Change::NotReady) => tracing::warn!(reasons = snapshot.not_ready.join("; "), "not ready"),
+        None => {}
+    }
+}
+
+/// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
+async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Error> {
+    let config = config::load(&options.config)?;
+    match &config.file {
+        Some(file) => tracing::info!(file = %file.display(), "configuration read"),
+        None => tracing::info!(file = config::DEFAULT_PATH, "no configuration file, using the defaults"),
+    }
+    reload::log_warnings(&config);
+    let proc = Proc::at(Path::new("/proc"));
+    refuse(checks::capabilities(&proc)?)?;
+    let namespace = proc.lock_namespace()?.ok_or_else(|| Error::Refused(vec![Refusal::Running]))?;
+    let socket = admin::bind(options.socket.as_deref().unwrap_or(&config.admin.socket))?;
+    let listener = UnixListener::from_std(socket.listener()?)?;
+    // Sockets are looked at after the ports are separate, so that none can slip in between.
+    let mut settings = HostSettings::new(proc.clone());
+    settings.separate_ports(&config.nat.port_range)?;
+    let mut host = facts(&proc)?;
+    let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
+    let cloud = Cloud::start(config.aws.enabled, &resolved).await;
+    host.cloud = cloud.facts();
+    let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
+    check(&proc, &config, &resolved)?;
+    let Resolved { datapath, nat } = resolved;
+    settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
+    let worker = datapath::spawn(datapath.clone(), nat.clone())?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        datapath = DATAPATH,
+        external_interface = datapath.external.name,
+        internal_interface = datapath.internal.name,
+        external = external(&nat),
+        internal = ?nat.internal,
+        sessions = nat.limits.sessions,
+        excluded_ports = nat.excluded_ports.len(),
+        "started"
+    );
+    let handle = worker.handle();
+    let source_dest_check = cloud.source_dest_check();
+    let description = Description { datapath: DATAPATH, config: datapath, nat, source_dest_check };
+    let (description, _) = watch::channel(description);
+    let running = Running {
+        options: options.clone(),
+        proc,
+        config,
+        applied: host.cloud,
+        description,
+        handle,
+        cloud,
+        settings,
+        socket,
+        _namespace: namespace,
+    };
+    Ok((running, listener, worker))
+}
+
+/// The external addresses as log lines have them.
+fn external(nat: &nat::Config) -> String {
+    let shown = nat.external_addresses.iter().map(|address| match address.public {
+        Some(public) => format!("{} ({public})", address.private),
+        None => address.private.to_string(),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// What the configuration has to know of the host itself.
+fn facts(proc: &Proc) -> Result<HostFacts, Error> {
+    Ok(HostFacts {
+        interfaces: datapath::interfaces(),
+        default_route: datapath::default_route_interface()?,
+        memory: proc.memory()?,
+        ports: proc.sockets()?,
+        cloud: None,
+    })
+}
+
+/// Everything that can be wrong with the interfaces, at once.
+fn check(proc: &Proc, config: &Config, resolved: &Resolved) -> Result<(), Error> {
+    let mut refusals = checks::interfaces(&resolved.datapath)?;
+    // A default is wider than what is really routed; only what somebody wrote is meant.
+    if let Some(prefixes) = &config.nat.internal {
+        refusals.extend(checks::reverse_path(proc, &resolved.datapath.internal.name, prefixes)?);
+    }
+    refuse(refusals)
+}
+
+fn refuse(refusals: Vec<Refusal>) -> Result<(), Error> {
+    if refusals.is_empty() { Ok(()) } else { Err(Error::Refused(refusals)) }
+}
+
+/// An error with its causes, on one line.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn lines(items: &[impl std::fmt::Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The one that this version has.
+const DATAPATH: &str = "af_packet";
+
+/// How often readiness is looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long the worker, and then the runtime, may take to stop.
+const STOP_TIME: Duration = Duration::from_millis(450);

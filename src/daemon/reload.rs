@@ -1,0 +1,140 @@
+//! `SIGHUP`, and news of the cloud: a new configuration under running sessions. A bad one changes nothing.
+
+use super::{Running, external, facts, with_causes};
+use crate::admin::Description;
+use crate::config::{self, CloudFacts, Config, HostFacts, Resolved, Switch};
+
+impl Running {
+    /// Reads the file again and applies what can be applied; says what needs a restart.
+    pub(super) async fn reload(&mut self) {
+        let file = self.options.config.clone();
+        tracing::info!(file = %file.display(), "reloading the configuration");
+        let config = match config::load(&file) {
+            Ok(config) => config,
+            Err(problems) => {
+                for problem in &problems {
+                    tracing::error!(%problem, "configuration not reloaded");
+                }
+                return;
+            }
+        };
+        log_warnings(&config);
+        match self.adopt(config).await {
+            Ok(()) => tracing::info!("configuration reloaded"),
+            Err(problems) => {
+                for problem in problems {
+                    tracing::error!(problem, "configuration not reloaded");
+                }
+            }
+        }
+        self.cloud.refresh();
+    }
+
+    /// Applies what the cloud has told since it was last looked at.
+    pub(super) async fn follow_cloud(&mut self) {
+        let source_dest_check = self.cloud.source_dest_check();
+        self.description.send_modify(|description| description.source_dest_check = source_dest_check);
+        let facts = self.cloud.facts();
+        if facts == self.applied {
+            return;
+        }
+        let before = self.description.borrow().nat.clone();
+        if let Err(problems) = self.adopt(self.config.clone()).await {
+            self.applied = facts;
+            for problem in problems {
+                tracing::error!(problem, "changed identity not applied");
+            }
+        } else {
+            let nat = &self.description.borrow().nat;
+            if *nat != before {
+                tracing::info!(external = external(nat), internal = ?nat.internal, "changed identity applied");
+            }
+        }
+    }
+
+    /// Makes what a configuration means now, with what the host and the cloud tell, the running one.
+    async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
+        let running = self.description.borrow().clone();
+        let cloud = self.cloud.facts();
+        let resolved = self.resolve(&config, &running, cloud.clone())?;
+        // That the worker has gone is about to be seen by the supervisor too.
+        let bypass = resolved.datapath.bypass.clone();
+        let reconfigured = self.handle.reconfigure(resolved.nat.clone(), bypass.clone()).await;
+        reconfigured
+            .map_err(|stopped| vec![stopped.to_string()])?
+            .map_err(|refused| vec![refused.to_string()])?;
+        for (key, old, new) in self.frozen(&config, &running) {
+            tracing::warn!(key, old, new, "change takes effect only after a restart");
+        }
+        // What is frozen is compared with what runs.
+        self.config = Config { aws: self.config.aws, ..config };
+        self.applied = cloud;
+        self.description.send_modify(|description| {
+            description.nat = resolved.nat;
+            description.config.bypass = bypass;
+        });
+        Ok(())
+    }
+
+    /// What a configuration means with the interfaces that are in use.
+    fn resolve(
+        &mut self,
+        config: &Config,
+        running: &Description,
+        cloud: Option<CloudFacts>,
+    ) -> Result<Resolved, Vec<String>> {
+        let one = |error: &dyn std::error::Error| vec![with_causes(error)];
+        self.settings.separate_ports(&config.nat.port_range).map_err(|error| one(&error))?;
+        let interfaces = [&*running.config.external.name, &*running.config.internal.name];
+        self.settings.stop_forwarding(&interfaces).map_err(|error| one(&error))?;
+        let host = HostFacts { cloud, ..facts(&self.proc).map_err(|error| one(&error))? };
+        let mut config = config.clone();
+        config.nat.external_interface = Some(running.config.external.name.clone());
+        config.nat.internal_interface = Some(running.config.internal.name.clone());
+        let errors = |errors: Vec<config::ResolveError>| errors.iter().map(ToString::to_string).collect();
+        config::resolve(&config, &host).map_err(errors)
+    }
+
+    /// What differs from what runs and stays as it is: key, running value, value of the file.
+    fn frozen(&self, config: &Config, running: &Description) -> Vec<(&'static str, String, String)> {
+        let mut frozen = Vec::new();
+        let mut compare = |key, old: String, new: String| {
+            if old != new {
+                frozen.push((key, old, new));
+            }
+        };
+        let external = &running.config.external.name;
+        let internal = &running.config.internal.name;
+        if let Some(name) = &config.nat.external_interface {
+            compare("nat.external_interface", external.clone(), name.clone());
+        }
+        let new_internal = config.nat.internal_interface.as_ref().or(config.nat.external_interface.as_ref());
+        if let Some(name) = new_internal {
+            compare("nat.internal_interface", internal.clone(), name.clone());
+        } else if self.config.nat.internal_interface.is_some() {
+            compare("nat.internal_interface", internal.clone(), external.clone());
+        }
+        compare("aws.enabled", switch(self.config.aws.enabled), switch(config.aws.enabled));
+        if self.options.socket.is_none() {
+            let path = |path: &std::path::Path| path.display().to_string();
+            compare("admin.socket", path(self.socket.path()), path(&config.admin.socket));
+        }
+        frozen
+    }
+}
+
+fn switch(switch: Switch) -> String {
+    match switch {
+        Switch::Auto => "auto",
+        Switch::On => "true",
+        Switch::Off => "false",
+    }
+    .to_owned()
+}
+
+/// Says what is doubtful in a file that is used all the same.
+pub(super) fn log_warnings(config: &Config) {
+    for problem in &config.warnings {
+        tracing::warn!(%problem, "configuration is doubtful");
+    }
+}

@@ -1,0 +1,25 @@
+//! Egret: a user-space NAT instance for a VPC.
+//!
+//! The modules form ranks, and each imports only from lower ones, which `tests/layering.rs` holds:
+//!
+//! | rank | modules |
+//! |---|---|
+//! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
+//! | 1 | [`nat`]: the NAT engine |
+//! | 2 | [`datapath`]: moving packets; `aws` (a feature): EC2 |
+//! | 3 | [`config`]: the file; [`admin`]: the control socket |
+//! | 4 | [`daemon`]: the composition |
+//! | 5 | [`cli`]: the command line |
+//!
+//! Ranks 0 and 1 are *sans-IO*: they are given bytes, events, `now` and a seed, and return verdicts and actions.
+
+pub mod admin;
+#[cfg(feature = "aws")]
+pub mod aws;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod datapath;
+pub mod nat;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,560 @@
+//! Configuration files through the public interface, and through `egret check-config`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, Switch};
+use egret::datapath::Interface;
+use egret::nat::{ExternalAddress, Timeouts};
+use egret::wire::Protocol;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Result<Config, config::Problems> {
+    config::parse(Path::new("egret.toml"), text.as_bytes())
+}
+
+fn messages(text: &str) -> Vec<String> {
+    match parse(text) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    parse(text).unwrap().warnings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
+    let cases: &[(&str, &str)] = &[
+        ("datapath = \"xdp\"", "1: datapath: \"xdp\" is not in this version; use auto or af_packet"),
+        ("datapath = \"dpdk\"", "1: datapath: \"dpdk\" is not known; use auto or af_packet"),
+        ("datapath = 1", "1: datapath: is of the type integer; use a string in quotes"),
+        ("datapth = \"auto\"", "1: datapth: unknown key; did you mean datapath?"),
+        ("[natt]", "1: natt: unknown key; did you mean nat?"),
+        ("[nat]\nmaping = \"x\"", "2: nat.maping: unknown key; did you mean nat.mapping?"),
+        ("mapping = \"x\"", "1: mapping: unknown key; did you mean nat.mapping?"),
+        ("[nat]\nudp = \"300s\"", "2: nat.udp: unknown key; did you mean nat.timeouts.udp?"),
+        ("[admin]\nqqqqqq = 1", "2: admin.qqqqqq: unknown key; use socket"),
+        ("[admin]\n\"a b\" = 1", "2: admin.\"a b\": unknown key; use socket"),
+        ("[[forward]]\nname = \"a\"", "1: forward: not in this version"),
+        ("[aws]\nenabled = \"yes\"", "2: aws.enabled: \"yes\" is not known; use \"auto\", true or false"),
+        ("[aws]\nenabled = \"true\"", "2: aws.enabled: \"true\" is not known; use \"auto\", true or false"),
+        ("[aws]\nenabled = 1", "2: aws.enabled: is of the type integer; use \"auto\", true or false"),
+        ("[aws]\nenable = true", "2: aws.enable: unknown key; did you mean aws.enabled?"),
+        ("aws = true", "1: aws: is of the type boolean; use a table"),
+        ("enabled = true", "1: enabled: unknown key; did you mean aws.enabled?"),
+        ("[aws]\nroute_tables = []", "2: aws.route_tables: not in this version"),
+        ("[aws]\nroute_table_tags = {}", "2: aws.route_table_tags: not in this version"),
+        ("[aws]\nelastic_ips = []", "2: aws.elastic_ips: not in this version"),
+        ("failover.gateway = \"a\"", "1: failover: not in this version"),
+        ("[admin]\nlisten = \"127.0.0.1:1\"", "2: admin.listen: not in this version"),
+        ("nat = 3", "1: nat: is of the type integer; use a table"),
+        (
+            "[nat]\nmapping = \"cone\"",
+            "2: nat.mapping: \"cone\" is not known; use endpoint-independent or address-and-port-dependent",
+        ),
+        (
+            "[nat]\nfiltering = \"open\"",
+            "\"open\" is not known; use address-and-port-dependent or endpoint-independent",
+        ),
+        ("[nat]\non_exhaustion = \"drop\"", "\"drop\" is not known; use overload or refuse"),
+        ("[nat]\nprofile = \"aws\"", "\"aws\" is not known; use rfc or aws-nat-gateway"),
+        ("[nat]\nexternal_interface = \"\"", "is not the name of an interface"),
+        ("[nat]\ninternal_interface = \"a/b\"", "\"a/b\" is not the name of an interface"),
+        ("[nat]\nexternal_interface = \"sixteenletters16\"", "is not the name of an interface"),
+        ("[nat]\ninternal = \"10.0.0.0/8\"", "2: nat.internal: is of the type string; use an array"),
+        ("[nat]\ninternal = []", "2: nat.internal: empty: nobody would be translated"),
+        ("[nat]\ninternal = [\"0.0.0.0/0\"]", "2: nat.internal[0]: \"0.0.0.0/0\" is the whole internet"),
+        ("[nat]\nbypass = [\"0.0.0.0/0\"]", "is the whole internet"),
+        ("[nat]\ninternal = [\"10.0.0.1/16\"]", "\"10.0.0.1/16\" has host bits set; use \"10.0.0.0/16\""),
+        ("[nat]\ninternal = [\"10.0.0.0\"]", "\"10.0.0.0\" is not an IPv4 prefix"),
+        ("[nat]\ninternal = [\"fd00::/8\"]", "\"fd00::/8\" is not an IPv4 prefix"),
+        ("[nat]\ninternal = [\"127.0.0.0/8\"]", "holds addresses that no host can have"),
+        ("[nat]\ninternal = [\"128.0.0.0/1\"]", "holds addresses that no host can have"),
+        (
+            "[nat]\ninternal = [\n\"10.0.0.0/8\",\n\"10.0.0.0/8\",\n]",
+            "4: nat.internal[1]: 10.0.0.0/8 is already nat.internal[0]; remove one",
+        ),
+        ("[nat]\nexternal_addresses = []", "2: nat.external_addresses: empty"),
+        (
+            "[nat]\nexternal_addresses = [\"192.0.2.1\"]",
+            "nat.external_addresses[0]: is of the type string; use a table",
+        ),
+        (
+            "[nat]\nexternal_addresses = [{ public = \"203.0.113.7\" }]",
+            "nat.external_addresses[0]: has no private",
+        ),
+        (
+            "[nat]\nexternal_addresses = [{ private = 1 }]",
+            "nat.external_addresses[0].private: is of the type integer",
+        ),
+        (
+            "[nat]\nexternal_addresses = [{ private = \"192.0.2.1\", pubic = \"203.0.113.7\" }]",
+            "nat.external_addresses[0].pubic: unknown key; did you mean nat.external_addresses[0].public?",
+        ),
+        ("[nat]\nexternal_addresses = [{ private = \"192.0.2.256\" }]", "is not an IPv4 address"),
+        ("[nat]\nexternal_addresses = [{ private = \"127.0.0.1\" }]", "is not an address that a host can have"),
+        (
+            "[nat]\nexternal_addresses = [{ private = \"255.255.255.255\" }]",
+            "is not an address that a host can have",
+        ),
+        (
+            "[nat]\nexternal_addresses = [\n{ private = \"192.0.2.1\", public = \"203.0.113.7\" },\n\
+             { private = \"192.0.2.2\", public = \"203.0.113.7\" }]",
+            "4: nat.external_addresses[1].public: 203.0.113.7 is already nat.external_addresses[0].public; remove one",
+        ),
+        (
+            "[nat]\nexternal_addresses = [{ private = \"192.0.2.1\" }, { private = \"192.0.2.1\" }]",
+            "192.0.2.1 is already nat.external_addresses[0].private; remove one",
+        ),
+        (
+            "[nat]\nexternal_addresses = [{ private = \"192.0.2.1\", public = \"192.0.2.1\" }]",
+            "nat.external_addresses[0].public: 192.0.2.1 is already nat.external_addresses[0].private",
+        ),
+        (
+            "[nat]\ninternal = [\"10.0.0.0/8\"]\n\
+             external_addresses = [{ private = \"10.0.0.1\", public = \"10.0.0.2\" }]",
+            "3: nat.external_addresses[0].public: 10.0.0.2 lies within nat.internal[0] (10.0.0.0/8)",
+        ),
+        ("[nat]\nport_range = 1024", "is of the type integer; use a string in quotes"),
+        ("[nat]\nport_range = \"1024\"", "\"1024\" is not a range of ports; use one such as \"1024-60999\""),
+        ("[nat]\nport_range = \"0-100\"", "is not a range of ports"),
+        ("[nat]\nport_range = \"+1-+2\"", "is not a range of ports"),
+        ("[nat]\nport_range = \"1024-70000\"", "is not a range of ports"),
+        ("[nat]\nport_range = \"2000-1000\"", "ends before it begins; use \"1000-2000\""),
+        (
+            "[nat]\nport_range = \"1024-61000\"",
+            "reaches into the host's own ports (61000-65535); end it at 60999",
+        ),
+        ("[nat]\nexternal_mtu = 575", "575 is out of range; use a number of bytes from 576 to 9216"),
+        ("[nat]\nexternal_mtu = 0xFFFF", "is out of range; use a number of bytes"),
+        ("[nat]\nexternal_mtu = 1500.0", "is of the type float; use a whole number of bytes"),
+        ("[nat]\nmss_clamp = true", "is of the type boolean; use a whole number of bytes"),
+        ("[nat]\nmss_clamp = 100", "100 is out of range; use a number of bytes from 536 to 9176"),
+        ("[nat]\nanswer_unsolicited_syn = \"yes\"", "is of the type string; use true or false"),
+        ("[nat.timeouts]\nudp = 300", "2: nat.timeouts.udp: is of the type integer; use a string in quotes"),
+        ("[nat.timeouts]\nudp = \"300\"", "nat.timeouts.udp: \"300\" is not a time (time unit needed"),
+        ("[nat.timeouts]\nudp = \"0s\"", "\"0s\" is out of range; use a time from 1s to 30days"),
+        ("[nat.timeouts]\ntcp_established = \"1year\"", "is out of range"),
+        ("[nat.timeouts]\ntcp = \"5m\"", "nat.timeouts.tcp: unknown key; use tcp_established"),
+        ("[nat.limits]\nsessions = -1", "-1 is out of range; use a number of sessions from 0 to 14680064"),
+        ("[nat.limits]\nsessions = 99999999999999999999", "99999999999999999999 is out of range"),
+        (
+            "[nat.limits]\nsessions = 1000\nsessions_per_address = 1001",
+            "3: nat.limits.sessions_per_address: more than nat.limits.sessions (1000); use at most as many",
+        ),
+        ("[nat.limits]\nnew_sessions_per_second = 1000001", "is out of range"),
+        ("[nat.limits]\nfragment_memory = 0", "0 is out of range; use a number of bytes from 65536"),
+        ("[admin]\nsocket = \"egret.sock\"", "\"egret.sock\" is not an absolute path"),
+        ("[admin]\nsocket = \"/run/\"", "is not an absolute path"),
+        ("[admin]\nsocket = \"/a\\u0000b\"", "is not an absolute path"),
+    ];
+    for (text, expected) in cases {
+        let found = messages(text);
+        assert_eq!(found.len(), 1, "{text}: {found:#?}");
+        assert!(found[0].contains(expected), "{text}\n  says {}\n  not  {expected}", found[0]);
+        assert!(found[0].starts_with("egret.toml:"), "{}", found[0]);
+    }
+    let long = format!("[admin]\nsocket = \"/{}\"", "a".repeat(107));
+    assert!(messages(&long)[0].contains("is 108 bytes long; the system allows 107"));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_their_lines() {
+    let found = messages(include_str!("config/all-wrong.toml"));
+    let lines: Vec<&str> = found.iter().map(|message| message.split(": ").next().unwrap()).collect();
+    assert_eq!(
+        lines,
+        [3, 6, 7, 8, 8, 9, 10, 11, 14, 15, 18, 21, 22].map(|line| format!("egret.toml:{line}")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn an_error_of_syntax_is_one_problem_with_line_and_column() {
+    assert_eq!(messages("[nat]\n\nmapping = \n").len(), 1);
+    let problems = parse("[nat]\n  mapping @ 1\nfiltering = ?\n").unwrap_err();
+    let problem = problems.iter().next().unwrap();
+    assert_eq!((problems.iter().count(), problem.line, problem.column), (1, Some(2), Some(11)), "{problem}");
+    let twice = messages("[nat]\nmapping = \"a\"\nmapping = \"b\"");
+    assert!(twice[0].starts_with("egret.toml:3:1: not TOML: duplicate key"), "{twice:?}");
+    let binary = config::parse(Path::new("egret.toml"), b"[nat]\n\xff\xfe").unwrap_err();
+    assert_eq!(binary.to_string(), "egret.toml:2: not UTF-8, as TOML has to be");
+}
+
+#[test]
+fn what_is_doubtful_is_a_warning() {
+    let cases: &[(&str, &str)] = &[
+        (
+            "[nat.timeouts]\nudp = \"30s\"",
+            "2: nat.timeouts.udp: below 2m, the least that RFC 4787 REQ-5 allows",
+        ),
+        ("[nat.timeouts]\ntcp_established = \"1h\"", "below 2h 4m, the least that RFC 5382 REQ-5 allows"),
+        ("[nat.timeouts]\nicmp_query = \"59s\"", "below 1m, the least that RFC 5508 REQ-2 allows"),
+        (
+            "[nat]\ninternal = [\"10.0.0.0/8\", \"10.1.0.0/16\"]",
+            "nat.internal[1]: 10.1.0.0/16 lies within 10.0.0.0/8",
+        ),
+        (
+            "[nat]\ninternal = [\"10.1.0.0/16\", \"10.0.0.0/8\"]",
+            "nat.internal[0]: 10.1.0.0/16 lies within 10.0.0.0/8",
+        ),
+        ("[nat]\nmss_clamp = 1461", "nat.mss_clamp: does nothing"),
+    ];
+    for (text, expected) in cases {
+        let found = warnings(text);
+        assert!(found.len() == 1 && found[0].contains(expected), "{text}: {found:?}");
+    }
+    assert_eq!(warnings("[nat]\nprofile = \"aws-nat-gateway\"\nmss_clamp = 1460"), [""; 0]);
+    assert_eq!(warnings("[nat.timeouts]\nudp = \"2m\"\ntcp_transitory = \"4m\""), [""; 0]);
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config.nat.port_range, 1024..=60_999);
+    assert_eq!(config.nat.timeouts, Timeouts::default());
+    assert_eq!(config.nat.external_mtu, 1500);
+    assert_eq!(config.aws.enabled, Switch::Auto);
+    assert_eq!(config.admin.socket, Path::new(config::DEFAULT_SOCKET));
+    assert_eq!(config.warnings, []);
+}
+
+#[test]
+fn every_key_has_its_effect() {
+    let config = parse(include_str!("config/every-key.toml")).unwrap();
+    let rendered = config::render(&config);
+    for line in include_str!("config/every-key.toml").lines().filter(|line| !line.starts_with('#')) {
+        assert!(rendered.lines().any(|rendered| rendered == line), "{line}\nis not in\n{rendered}");
+    }
+    assert_eq!(config.nat.timeouts.tcp_established, Duration::from_secs(3 * 3600));
+    assert_eq!(config.nat.timeouts.tcp_transitory, Duration::from_secs(250));
+    let default = config::render(&parse("").unwrap());
+    let same: Vec<&str> = rendered
+        .lines()
+        .filter(|line| line.contains('=') && default.lines().any(|default| default == *line))
+        .collect();
+    assert_eq!(same, [""; 0], "every key of the file differs from its default");
+}
+
+#[test]
+fn documentation_shows_every_key_with_its_default() {
+    let documentation = include_str!("../docs/configuration.md");
+    let example = documentation.split("```").find_map(|part| part.strip_prefix("toml\n")).unwrap();
+    let documented = config::render(&parse(example).unwrap());
+    let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+    for line in include_str!("config/every-key.toml").lines().filter(|line| !line.starts_with('#')) {
+        let known = example.lines().any(|documented| key(documented) == key(line));
+        assert!(known, "{line} is not in the example of docs/configuration.md");
+    }
+    for line in config::render(&parse("").unwrap()).lines().filter(|line| line.contains('=')) {
+        assert!(documented.lines().any(|documented| documented == line), "{line} is the default");
+    }
+}
+
+#[test]
+fn a_profile_is_the_ground_that_timeouts_are_laid_on() {
+    let config = parse("[nat]\nprofile = \"aws-nat-gateway\"\n[nat.timeouts]\nudp = \"5m\"").unwrap();
+    let expected = Timeouts { udp: Duration::from_secs(300), ..Timeouts::aws_nat_gateway() };
+    assert_eq!(config.nat.timeouts, expected);
+}
+
+#[test]
+fn what_is_rendered_means_the_same() {
+    for text in [
+        "",
+        "[aws]\nenabled = \"auto\"",
+        include_str!("config/every-key.toml"),
+        "[nat]\nbypass = []\n[nat.timeouts]\nudp = \"121500ms\"",
+    ] {
+        let config = parse(text).unwrap();
+        assert_eq!(parse(&config::render(&config)).unwrap(), Config { warnings: Vec::new(), ..config });
+    }
+}
+
+#[test]
+fn a_file_has_to_exist_and_to_be_of_a_sane_size() {
+    let directory = scratch("files");
+    let missing = config::load(&directory.join("missing.toml")).unwrap_err().to_string();
+    assert!(missing.contains("missing.toml: no such file"), "{missing}");
+    let unreadable = config::load(&directory).unwrap_err().to_string();
+    assert!(unreadable.contains("cannot be read"), "{unreadable}");
+    let path = directory.join("long.toml");
+    std::fs::write(&path, " ".repeat(1 << 20)).unwrap();
+    config::load(&path).unwrap();
+    std::fs::write(&path, " ".repeat((1 << 20) + 1)).unwrap();
+    let long = config::load(&path).unwrap_err().to_string();
+    assert!(long.contains("longer than 1048576 bytes"), "{long}");
+}
+
+#[test]
+fn check_config_prints_what_holds_or_all_that_is_wrong() {
+    let directory = scratch("check");
+    let check = |text: &str| {
+        let path = directory.join("egret.toml");
+        std::fs::write(&path, text).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_egret")).arg("check-config").arg(&path).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, err) = check(include_str!("config/every-key.toml"));
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let (again, out_again, _) = check(&out);
+    assert_eq!((again, &out_again), (Some(0), &out), "its output is a configuration");
+    let (code, out, err) = check(include_str!("config/all-wrong.toml"));
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert_eq!(err.lines().count(), 13, "{err}");
+    assert!(err.contains("egret.toml:6: nat.mapping: \"cone\" is not known"), "{err}");
+    let (code, _, err) = check("[nat.timeouts]\nudp = \"30s\"");
+    assert!(code == Some(0) && err.starts_with("warning: "), "{err}");
+}
+
+fn host() -> HostFacts {
+    let interface = |name: &str, index, addresses: &[Ipv4Addr]| Interface {
+        name: name.to_owned(),
+        index,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 9001,
+        addresses: addresses.to_vec(),
+    };
+    HostFacts {
+        interfaces: vec![
+            interface("ens5", 2, &[Ipv4Addr::new(10, 0, 0, 10), Ipv4Addr::new(10, 0, 0, 11)]),
+            interface("ens6", 3, &[Ipv4Addr::new(172, 16, 5, 1)]),
+            interface("ens7", 4, &[Ipv4Addr::new(203, 0, 113, 5)]),
+            interface("ens8", 5, &[]),
+        ],
+        default_route: Some("ens5".to_owned()),
+        memory: 512 << 20,
+        ports: Vec::new(),
+        cloud: None,
+    }
+}
+
+fn nets(nets: &[&str]) -> Vec<ipnet::Ipv4Net> {
+    nets.iter().map(|net| net.parse().unwrap()).collect()
+}
+
+#[test]
+fn defaults_follow_from_the_host() {
+    let resolved = config::resolve(&parse("").unwrap(), &host()).unwrap();
+    assert_eq!(resolved.datapath.external.name, "ens5");
+    assert_eq!(resolved.datapath.internal.name, "ens5");
+    assert_eq!(resolved.datapath.bypass, nets(&["10.0.0.0/8"]));
+    assert_eq!(resolved.nat.internal, nets(&["10.0.0.0/8"]));
+    assert_eq!(resolved.nat.external_addresses, [Ipv4Addr::new(10, 0, 0, 10).into()]);
+    assert_eq!(resolved.nat.internal_router, Some(Ipv4Addr::new(10, 0, 0, 10)));
+    assert_eq!((resolved.nat.external_mtu, resolved.nat.internal_mtu), (1500, 9001));
+    assert_eq!(resolved.nat.limits.sessions, 671_088);
+    assert_eq!(resolved.nat.limits.sessions_per_address, 167_772);
+}
+
+#[test]
+fn internal_is_guessed_from_the_internal_interface() {
+    let internal = |text: &str| config::resolve(&parse(text).unwrap(), &host()).unwrap().nat.internal;
+    assert_eq!(internal("[nat]\ninternal_interface = \"ens6\""), nets(&["172.16.0.0/12"]));
+    let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
+    assert_eq!(internal("[nat]\ninternal_interface = \"ens7\""), nets(&all));
+}
+
+fn pair(private: [u8; 4], public: Option<[u8; 4]>) -> ExternalAddress {
+    ExternalAddress { private: private.into(), public: public.map(Into::into) }
+}
+
+/// Where the cloud has assigned these addresses.
+fn in_cloud(addresses: &[ExternalAddress]) -> HostFacts {
+    let cloud = CloudFacts { internal: nets(&["10.0.0.0/16", "100.64.0.0/20"]), addresses: addresses.to_vec() };
+    HostFacts { cloud: Some(cloud), ..host() }
+}
+
+#[test]
+fn the_cloud_knows_what_is_internal_and_which_addresses_are_public() {
+    let host = in_cloud(&[
+        pair([10, 0, 0, 10], Some([203, 0, 113, 7])),
+        pair([10, 0, 0, 11], None),
+        pair([10, 0, 0, 12], Some([203, 0, 113, 8])),
+    ]);
+    let resolved = config::resolve(&parse("").unwrap(), &host).unwrap();
+    assert_eq!(resolved.nat.internal, nets(&["10.0.0.0/16", "100.64.0.0/20"]));
+    assert_eq!(resolved.datapath.bypass, resolved.nat.internal);
+    let only_what_is_public_and_here = [pair([10, 0, 0, 10], Some([203, 0, 113, 7]))];
+    assert_eq!(resolved.nat.external_addresses, only_what_is_public_and_here);
+}
+
+#[test]
+fn the_file_stands_above_the_cloud() {
+    let host = in_cloud(&[pair([10, 0, 0, 10], Some([203, 0, 113, 7]))]);
+    let resolve = |text: &str| config::resolve(&parse(text).unwrap(), &host).unwrap();
+    let internal = resolve("[nat]\ninternal = [\"10.0.0.0/8\"]");
+    assert_eq!(internal.nat.internal, nets(&["10.0.0.0/8"]));
+    assert_eq!(internal.datapath.bypass, nets(&["10.0.0.0/8"]));
+    let bypass = resolve("[nat]\nbypass = [\"10.9.0.0/16\"]");
+    assert_eq!(bypass.nat.internal, nets(&["10.0.0.0/16", "100.64.0.0/20"]));
+    assert_eq!(bypass.datapath.bypass, nets(&["10.9.0.0/16"]));
+    let addresses = resolve("[nat]\nexternal_addresses = [{ private = \"10.0.0.11\" }]");
+    assert_eq!(addresses.nat.external_addresses, [pair([10, 0, 0, 11], None)]);
+}
+
+#[test]
+fn without_a_public_address_the_interfaces_first_is_external() {
+    let own = [pair([10, 0, 0, 10], None)];
+    for told in [&[][..], &own[..], &[pair([10, 0, 0, 12], Some([203, 0, 113, 8]))]] {
+        let resolved = config::resolve(&parse("").unwrap(), &in_cloud(told)).unwrap();
+        assert_eq!(resolved.nat.external_addresses, own, "{told:?}");
+    }
+    let silent = HostFacts { cloud: Some(CloudFacts::default()), ..host() };
+    assert_eq!(config::resolve(&parse("").unwrap(), &silent).unwrap().nat.internal, nets(&["10.0.0.0/8"]));
+}
+
+#[test]
+fn an_address_that_the_cloud_tells_twice_is_taken_once() {
+    let first = pair([10, 0, 0, 10], Some([203, 0, 113, 7]));
+    let told = [first, first, pair([10, 0, 0, 11], Some([203, 0, 113, 7]))];
+    let resolved = config::resolve(&parse("").unwrap(), &in_cloud(&told)).unwrap();
+    assert_eq!(resolved.nat.external_addresses, [first]);
+}
+
+#[test]
+fn aws_can_be_switched_on_only_where_it_was_built_in() {
+    let text = "[aws]\nenabled = true";
+    if cfg!(feature = "aws") {
+        assert_eq!(parse(text).unwrap().aws.enabled, Switch::On);
+    } else {
+        assert_eq!(
+            messages(text),
+            ["egret.toml:2: aws.enabled: this egret was built without AWS support; use \"auto\" or false"]
+        );
+    }
+}
+
+#[test]
+fn limits_follow_from_the_memory_within_bounds() {
+    let sessions = |memory| {
+        let host = HostFacts { memory, ..host() };
+        config::resolve(&parse("").unwrap(), &host).unwrap().nat.limits.sessions
+    };
+    assert_eq!([0, 1 << 40].map(sessions), [16_384, 917_504]);
+    let config = parse("[nat.limits]\nsessions = 3").unwrap();
+    assert_eq!(config::resolve(&config, &host()).unwrap().nat.limits.sessions_per_address, 1);
+}
+
+#[test]
+fn what_does_not_fit_the_host_is_refused() {
+    let refused = |text: &str, host: &HostFacts| config::resolve(&parse(text).unwrap(), host).unwrap_err();
+    let no_route = HostFacts { default_route: None, ..host() };
+    assert_eq!(refused("", &no_route), [ResolveError::NoDefaultRoute]);
+    let absent = refused("[nat]\nexternal_interface = \"a0\"\ninternal_interface = \"b0\"", &host());
+    assert_eq!(absent.len(), 2, "{absent:?}");
+    assert!(absent[0].to_string().contains("no interface a0; use one of: ens5, ens6"), "{}", absent[0]);
+    let bare = refused("[nat]\nexternal_interface = \"ens8\"", &host());
+    assert!(matches!(&bare[..], [ResolveError::NoAddress { .. }]), "{bare:?}");
+    let foreign = refused("[nat]\nexternal_addresses = [{ private = \"10.0.0.12\" }]", &host());
+    assert_eq!(
+        foreign,
+        [ResolveError::NotOnInterface { name: "ens5".to_owned(), address: Ipv4Addr::new(10, 0, 0, 12) }]
+    );
+}
+
+#[test]
+fn ports_of_the_host_are_left_out() {
+    let any = Ipv4Addr::UNSPECIFIED;
+    let ports = vec![
+        (Protocol::TCP, any, 22),
+        (Protocol::TCP, any, 8080),
+        (Protocol::TCP, Ipv4Addr::new(10, 0, 0, 10), 8080),
+        (Protocol::UDP, Ipv4Addr::new(10, 0, 0, 10), 5353),
+        (Protocol::UDP, Ipv4Addr::LOCALHOST, 5354),
+        (Protocol::TCP, Ipv4Addr::new(10, 0, 0, 11), 9000),
+    ];
+    let host = HostFacts { ports, ..host() };
+    let resolved = config::resolve(&parse("").unwrap(), &host).unwrap();
+    assert_eq!(resolved.nat.excluded_ports, [(Protocol::TCP, 8080), (Protocol::UDP, 5353)]);
+    let errors = config::resolve(&parse("[nat]\nport_range = \"8080-8080\"").unwrap(), &host).unwrap_err();
+    assert!(matches!(&errors[..], [ResolveError::PortsTaken { protocol: Protocol::TCP, .. }]), "{errors:?}");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = config::parse(Path::new("egret.toml"), &bytes);
+    }
+
+    #[test]
+    fn no_text_made_of_the_right_words_panics(
+        words in proptest::collection::vec(proptest::sample::select(WORDS), 0..60)
+    ) {
+        match config::parse(Path::new("egret.toml"), words.concat().as_bytes()) {
+            Ok(config) => {
+                let _ = config::resolve(&config, &host());
+                prop_assert!(parse(&config::render(&config)).is_ok());
+            }
+            Err(problems) => prop_assert!(!problems.to_string().is_empty()),
+        }
+    }
+}
+
+const WORDS: &[&str] = &[
+    "[nat]\n",
+    "[admin]\n",
+    "[aws]\n",
+    "enabled",
+    "false",
+    "[nat.limits]\n",
+    "[nat.timeouts]\n",
+    "[[nat]]\n",
+    "nat",
+    ".",
+    " = ",
+    "\n",
+    "\"",
+    "'",
+    "datapath",
+    "internal",
+    "bypass",
+    "external_addresses",
+    "private",
+    "public",
+    "port_range",
+    "mapping",
+    "profile",
+    "external_mtu",
+    "mss_clamp",
+    "sessions",
+    "udp",
+    "socket",
+    "\"auto\"",
+    "\"10.0.0.0/8\"",
+    "\"1024-60999\"",
+    "\"203.0.113.7\"",
+    "\"300s\"",
+    "\"aws-nat-gateway\"",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "0",
+    "1500",
+    "-1",
+    "0x10",
+    "1e9",
+    "true",
+    "nan",
+    "1979-05-27",
+    "\u{e9}",
+    "\"\\u0000\"",
+    "# x\n",
+    "\r\n",
+    "\"\"\"",
+];
+
+fn scratch(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("egret-config-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
