@@ -1,0 +1,17 @@
+//! `egret::aws` through the real SDK over HTTP, against stubs on loopback.
+#![cfg(feature = "aws")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::disallowed_methods, reason = "the SDK and the daemon run in real time")]
+
+#[path = "aws/daemon.rs"]
+mod daemon;
+#[path = "aws/environment.rs"]
+mod environment;
+#[path = "aws/http.rs"]
+mod http;
+#[path = "aws/imds.rs"]
+mod imds;
+#[path = "lab/mod.rs"]
+mod lab;
+#[path = "aws/source_dest_check.rs"]
+mod source_dest_check;

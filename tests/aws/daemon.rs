@@ -1,0 +1,249 @@
+//! The daemon as on an instance: in the lab's VPC, with the metadata service and EC2 as stubs on the loopback
+//! interface of its network namespace.
+
+use std::fs::File;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::environment;
+use crate::http::{Answer, serve};
+use crate::imds::{self, Tree};
+use crate::lab::{Arms, DEADLINE, Egret, Host, INTERNET, Lab, NAT, Options, PUBLIC, Result, Web};
+use crate::source_dest_check::{Ec2, Fault, OTHER_ENI};
+
+/// What the stubs tell, to be changed and looked at while they run.
+struct Cloud {
+    imds: Arc<Mutex<Imds>>,
+    ec2: Arc<Mutex<Ec2>>,
+    environment: Vec<String>,
+    /// Dropped, it ends the stubs.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Imds {
+    tree: Tree,
+    answers: bool,
+}
+
+impl Cloud {
+    /// The stubs, in the host's namespace.
+    fn start(host: &Host) -> Result<Self> {
+        host.run("ip link set lo up")?;
+        host.run(&format!(
+            "ip link set ens5 address {}",
+            imds::MAC.map(|octet| format!("{octet:02x}")).join(":")
+        ))?;
+        let imds = Arc::new(Mutex::new(Imds { tree: environment::tree(), answers: true }));
+        let ec2 = Arc::new(Mutex::new(Ec2::new(true, Fault::None)));
+        let namespace = File::open(format!("/run/netns/{}", host.namespace))?;
+        let (stop, stopped) = oneshot::channel();
+        let (told, addresses) = mpsc::channel();
+        let stubs = (Arc::clone(&imds), Arc::clone(&ec2));
+        let thread = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (imds, ec2) = stubs;
+                let imds = serve(move |request| {
+                    let imds = imds.lock().unwrap();
+                    if imds.answers { imds::answer(&imds.tree, request) } else { Answer::Silence }
+                });
+                let ec2 = serve(move |request| ec2.lock().unwrap().answer(request));
+                told.send((imds.await, ec2.await)).unwrap();
+                let _ = stopped.await;
+            });
+        });
+        let (imds_address, ec2_address) = addresses.recv_timeout(DEADLINE)?;
+        let environment = vec![
+            "env".to_owned(),
+            "HOME=/nonexistent".to_owned(),
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{imds_address}"),
+            format!("AWS_ENDPOINT_URL_EC2=http://{ec2_address}"),
+        ];
+        Ok(Self { imds, ec2, environment, stop: Some(stop), thread: Some(thread) })
+    }
+
+    fn spawn(&self, host: &Host, toml: &str) -> Result<Egret> {
+        let wrapper: Vec<&str> = self.environment.iter().map(String::as_str).collect();
+        Egret::spawn_under(host, toml, &wrapper)
+    }
+
+    fn imds(&self, change: impl FnOnce(&mut Imds)) {
+        change(&mut self.imds.lock().unwrap());
+    }
+
+    fn ec2<T>(&self, look: impl FnOnce(&mut Ec2) -> T) -> T {
+        look(&mut self.ec2.lock().unwrap())
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits until the status, of a daemon that is ready, has this value.
+fn wait_for_status(host: &Host, egret: &Egret, key: &str, value: &Value) -> Result<Value> {
+    let mut status = Value::Null;
+    host.wait_for(&format!("{key}: {value}"), || {
+        let output = egret.try_status()?;
+        status = serde_json::from_str(&output.stdout).unwrap_or_default();
+        Ok(output.status.success() && status[key] == *value)
+    })?;
+    Ok(status)
+}
+
+/// What the tree of the metadata service says, as the status shows it.
+fn internal() -> Value {
+    json!(["10.0.0.0/16", "100.64.0.0/20"])
+}
+
+fn external() -> Value {
+    json!([{ "private": NAT, "public": PUBLIC }])
+}
+
+#[test]
+fn empty_configuration_is_a_nat_instance_that_knows_itself() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let mut cloud = Cloud::start(lab.nat())?;
+    cloud.environment.push("EGRET_LOG=trace".to_owned());
+    let mut egret = cloud.spawn(lab.nat(), "")?;
+    let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
+    assert_eq!(status["internal"], internal());
+    assert_eq!(status["bypass"], internal());
+    assert_eq!(status["external_addresses"], external());
+    assert_eq!(cloud.ec2(|ec2| (ec2.check, ec2.writes)), (false, 1));
+    let text = egret.command(&["status"])?.success()?.stdout;
+    assert!(text.contains("source/dest check off") && text.contains("(public 203.0.113.7)"), "{text}");
+    lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
+    let asked = Instant::now();
+    assert!(egret.stop(DEADLINE)?.success());
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    let log = egret.process.log();
+    assert!(log.contains("DEBUG") && log.contains("http"), "the SDK logs: {log}");
+    for credential in [imds::TOKEN, "SecretAccessKey"] {
+        assert!(!log.contains(credential), "{credential} is logged");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_checks_of_both_interfaces_are_switched_off() -> Result {
+    let lab = Lab::new(Options { arms: Arms::Two, ..Options::default() })?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let cloud = Cloud::start(lab.nat())?;
+    lab.nat().run("ip link set ens6 address 02:29:96:8f:6a:2e")?;
+    let mut internal = Tree::new();
+    for (path, text) in environment::tree() {
+        if let Some(rest) = path.strip_prefix(imds::INTERFACE).filter(|rest| !rest.contains("public")) {
+            internal.insert(format!("network/interfaces/macs/02:29:96:8f:6a:2e{rest}"), text);
+        }
+    }
+    internal.insert("network/interfaces/macs/02:29:96:8f:6a:2e/interface-id".to_owned(), OTHER_ENI.to_owned());
+    cloud.imds(|imds| imds.tree.extend(internal));
+    let egret = cloud.spawn(lab.nat(), "[nat]\ninternal_interface = \"ens6\"")?;
+    let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
+    assert_eq!(status["external_addresses"], external());
+    assert_eq!(cloud.ec2(|ec2| (ec2.check, ec2.other_check, ec2.writes)), (false, false, 2));
+    lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
+    Ok(())
+}
+
+#[test]
+fn an_elastic_ip_that_moves_is_followed() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    let mut tree = environment::tree();
+    let associations: Tree =
+        tree.extract_if(|path, _| path.contains("ipv4") && path.contains("203.0.113.7")).collect();
+    let public: Tree = tree.extract_if(|path, _| path.ends_with("public-ipv4s")).collect();
+    cloud.imds(|imds| imds.tree = tree);
+    let egret = cloud.spawn(lab.nat(), "")?;
+    wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
+    let bare = wait_for_status(lab.nat(), &egret, "internal", &internal())?;
+    assert_eq!(bare["external_addresses"], json!([{ "private": NAT }]));
+    cloud.imds(|imds| imds.tree.extend(associations.into_iter().chain(public)));
+    // Sooner than the next look.
+    egret.reload("")?;
+    wait_for_status(lab.nat(), &egret, "external_addresses", &external())?;
+    Ok(())
+}
+
+#[test]
+fn a_metadata_service_that_comes_late_is_not_waited_for_and_then_followed() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let cloud = Cloud::start(lab.nat())?;
+    cloud.imds(|imds| imds.answers = false);
+    let begin = Instant::now();
+    let egret = cloud.spawn(lab.nat(), "[aws]\nenabled = true")?;
+    let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("unknown"))?;
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert_eq!(status["internal"], json!(["10.0.0.0/8"]));
+    assert_eq!(status["external_addresses"], json!([{ "private": NAT }]));
+    let warnings = egret.process.log().lines().filter(|line| line.contains("WARN")).count();
+    assert_eq!(warnings, 1, "{}", egret.process.log());
+    lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
+    cloud.imds(|imds| imds.answers = true);
+    wait_for_status(lab.nat(), &egret, "external_addresses", &external())?;
+    let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
+    assert_eq!((&status["internal"], &status["bypass"]), (&internal(), &internal()));
+    assert_eq!(cloud.ec2(|ec2| ec2.writes), 1);
+    Ok(())
+}
+
+#[test]
+fn a_check_that_cannot_be_switched_off_is_shown_and_leaves_it_ready() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    cloud.ec2(|ec2| ec2.fault = Fault::Unauthorized("ModifyNetworkInterfaceAttribute"));
+    let egret = cloud.spawn(lab.nat(), "")?;
+    let failed = "failed: the instance's role does not allow ec2:ModifyNetworkInterfaceAttribute";
+    let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!(failed))?;
+    assert_eq!(status["ready"], json!(true));
+    cloud.ec2(|ec2| ec2.fault = Fault::None);
+    wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
+    Ok(())
+}
+
+#[test]
+fn aws_that_is_switched_off_is_not_asked() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    let egret = cloud.spawn(lab.nat(), "[aws]\nenabled = false")?;
+    let status = wait_for_status(lab.nat(), &egret, "internal", &json!(["10.0.0.0/8"]))?;
+    assert_eq!(status.get("source_dest_check"), None);
+    assert_eq!(cloud.ec2(|ec2| ec2.reads), 0);
+    Ok(())
+}
+
+#[test]
+fn sigterm_ends_it_within_a_second_while_it_waits_for_aws() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    let ports = "sysctl -n net.ipv4.ip_local_port_range";
+    let before = lab.nat().run(ports)?;
+    for (imds_answers, log) in [(false, "ephemeral ports moved"), (true, "identity found")] {
+        cloud.imds(|imds| imds.answers = imds_answers);
+        cloud.ec2(|ec2| ec2.fault = Fault::Silence);
+        let mut egret = cloud.spawn(lab.nat(), "")?;
+        egret.process.wait_for_log(log)?;
+        let asked = Instant::now();
+        assert!(egret.stop(DEADLINE)?.success(), "{}", egret.process.log());
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        assert_eq!(lab.nat().run(ports)?, before);
+    }
+    Ok(())
+}
