@@ -1,0 +1,63 @@
+# Egret: `make` prints the targets.
+
+# What runs in the network namespaces of the demo and of the tests; gcc links, clang compiles the BPF programs.
+DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nftables curl bind9-dnsutils \
+	dnsmasq-base iputils-ping traceroute iperf3 nginx
+TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy
+IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
+
+# Namespaces need root, building does not: without root, only what was built runs under sudo.
+ifneq ($(shell id -u),0)
+SUDO := sudo --preserve-env
+export CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER := $(SUDO)
+endif
+
+FUZZ_SECONDS ?= 60
+LEAN := --release --no-default-features
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-clean test check bench fuzz image image-test clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+demo: ## a VPC in namespaces: real programs reach the internet through Egret (KEEP=1 leaves it running)
+	@tests/lab/packages.sh $(DEMO_PACKAGES)
+	cargo build $(LEAN) --bin egret --example demo
+	@$(SUDO) target/release/examples/demo
+
+demo-clean: ## remove what `make demo KEEP=1` left
+	@cargo build --quiet $(LEAN) --example demo
+	@$(SUDO) target/release/examples/demo --clean
+
+test: ## all tests: units, properties, simulator, and real programs in namespaces
+	@tests/lab/packages.sh $(TEST_PACKAGES)
+	cargo test --release
+
+check: ## formatting, lints, documentation, licences and advisories
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps
+	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; \
+	else echo 'not checked: licences and advisories (cargo install cargo-deny)'; fi
+
+bench: ## measure the engine, and Egret against the kernel's masquerading
+	@tests/lab/packages.sh $(TEST_PACKAGES)
+	cargo bench --no-default-features
+
+fuzz: ## fuzz parsing and packet sequences (FUZZ_SECONDS=60 each)
+	@tests/lab/packages.sh gcc g++ libc6-dev
+	fuzz/run $(FUZZ_SECONDS)
+
+image: ## build a disk image with Egret, for direct kernel boot (needs root)
+	@tests/lab/packages.sh $(IMAGE_PACKAGES)
+	cargo build --release --bin egret
+	@$(SUDO) ami/build target/release/egret target/image
+
+image-test: ## boot what `make image` built in QEMU, and send traffic through it
+	@tests/lab/packages.sh qemu-system-x86 iproute2 procps dnsmasq-base curl iputils-ping python3
+	@$(SUDO) ami/try target/image
+
+clean: ## remove what was built, and a kept demo
+	@! ip netns list 2>/dev/null | grep -q '^egret-demo-' || $(MAKE) --no-print-directory demo-clean
+	cargo clean

@@ -1,0 +1,217 @@
+//! Start, stop, crash, and what happens to the links meanwhile.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::lab::{Arms, DEADLINE, Egret, Host, INTERNET, Iperf, Lab, Options, Result, Web, wait_for};
+use crate::no_leaks;
+
+/// What a NAT instance may change on its host, as it is now.
+fn settings(host: &Host) -> Result<String> {
+    host.shell(
+        "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_local_port_range \
+         /proc/sys/net/ipv4/ip_local_reserved_ports; grep . /proc/sys/net/ipv4/conf/*/*; \
+         tc qdisc show; for i in /sys/class/net/*; do i=${i##*/}; tc filter show dev $i ingress; \
+         tc filter show dev $i egress; ethtool -k $i; done; nft list ruleset; ip rule; ip route show table all; \
+         ip -d link | sed 's/ state [A-Z]* / /'",
+    )
+}
+
+fn fetch(host: &Host) -> Result<bool> {
+    Ok(host.try_run(&format!("curl -sS --max-time 1 http://{INTERNET}/whoami"))?.status.success())
+}
+
+#[test]
+fn sigterm_ends_it_within_a_second_and_leaves_the_host_as_found() -> Result {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for arms in [Arms::One, Arms::Two] {
+            let lab = Lab::new(Options { arms, ..Options::default() })?;
+            let _web = Web::start(lab.internet(), 80)?;
+            let before = settings(lab.nat())?;
+            let mut egret = Egret::start(lab.nat(), &lab.config(""))?;
+            assert!(fetch(lab.client(1))?);
+            assert_ne!(settings(lab.nat())?, before, "a running egret shows");
+            let asked = Instant::now();
+            egret.process.signal(signal)?;
+            let status = egret.process.wait(DEADLINE)?;
+            let took = asked.elapsed();
+            assert!(status.success(), "{status}");
+            assert!(took < Duration::from_secs(1), "it took {took:?}");
+            assert_eq!(settings(lab.nat())?, before);
+            assert_eq!(egret.try_status()?.status.code(), Some(2), "status of what is not there");
+            assert!(!fetch(lab.client(1))?);
+            no_leaks(&lab)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sigterm_ends_it_within_a_second_under_load() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _server = Iperf::start(lab.internet())?;
+    let mut egret = Egret::start(lab.nat(), &lab.config(""))?;
+    let mut load =
+        lab.client(1).spawn(&format!("iperf3 --client {INTERNET} --time 20 --parallel 4 --bidir"))?;
+    let moved = || -> Result<u64> {
+        Ok(egret.status()?["traffic"]["out_to_external"]["bytes"].as_u64().unwrap_or_default())
+    };
+    lab.nat().wait_for("load", || Ok(moved()? > 100 << 20))?;
+    assert_eq!(load.ended()?, None, "{}", load.log());
+    let asked = Instant::now();
+    let status = egret.stop(DEADLINE)?;
+    let took = asked.elapsed();
+    assert!(status.success(), "{status}");
+    assert!(took < Duration::from_secs(1), "it took {took:?}");
+    no_leaks(&lab)
+}
+
+#[test]
+fn reload_keeps_connections() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let web = Web::start(lab.internet(), 80)?;
+    web.put("large", 16 << 20)?;
+    let mut egret = Egret::start(lab.nat(), &lab.config(""))?;
+    let fetch = format!("curl -sS --max-time 20 --limit-rate 8M --output got http://{INTERNET}/large");
+    let mut download = lab.client(1).spawn(&fetch)?;
+    lab.nat().wait_for("the download", || Ok(egret.sessions("")?.len() == 1))?;
+    let before = egret.sessions("")?;
+    egret.reload(&lab.config("mapping = \"nonsense\""))?;
+    egret.process.wait_for_log("configuration not reloaded")?;
+    egret.reload(&lab.config("filtering = \"endpoint-independent\""))?;
+    egret.process.wait_for_log("configuration reloaded")?;
+    assert_eq!(download.ended()?, None, "the download was over too early to show anything");
+    assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
+    let (got, kept) =
+        (lab.client(1).run("sha256sum got")?, lab.internet().run("sha256sum web-internet-80/files/large")?);
+    assert_eq!(got.get(..64), kept.get(..64));
+    let after = egret.sessions("")?;
+    assert_eq!(after.len(), 1, "{after:?}");
+    assert_eq!(after[0]["external"], before[0]["external"]);
+    no_leaks(&lab)
+}
+
+#[test]
+fn empty_configuration_is_a_working_nat() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let _egret = Egret::start(lab.nat(), "")?;
+    for client in [1, 2] {
+        assert!(fetch(lab.client(client))?, "client {client}");
+    }
+    no_leaks(&lab)
+}
+
+#[test]
+fn starts_again_after_a_kill() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let before = settings(lab.nat())?;
+    let mut egret = Egret::start(lab.nat(), &lab.config(""))?;
+    assert!(fetch(lab.client(1))?);
+    egret.process.signal(Signal::SIGKILL)?;
+    egret.process.wait(DEADLINE)?;
+    assert!(!fetch(lab.client(1))?);
+    for _ in 0..2 {
+        let mut egret = Egret::start(lab.nat(), &lab.config(""))?;
+        assert!(fetch(lab.client(1))?);
+        egret.stop(Duration::from_secs(1))?;
+    }
+    // What the killed one had changed is all that may be left: the host's ephemeral ports.
+    let kept =
+        |text: &str| text.lines().filter(|line| line.contains("qdisc") || line.contains("filter")).count();
+    assert_eq!(kept(&settings(lab.nat())?), kept(&before), "a filter is left behind");
+    no_leaks(&lab)
+}
+
+#[test]
+fn says_that_it_is_not_ready_while_the_link_is_down_and_goes_on_when_it_is_up() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let egret = Egret::start(lab.nat(), &lab.config(""))?;
+    assert!(fetch(lab.client(1))?);
+    lab.nat().run("ip link set ens5 down")?;
+    lab.nat().wait_for("not ready", || Ok(egret.try_status()?.status.code() == Some(1)))?;
+    lab.nat().run("ip link set ens5 up")?;
+    lab.nat().run("ip route add default via 10.0.0.1")?;
+    lab.nat().wait_for("ready", || Ok(egret.try_status()?.status.success()))?;
+    lab.client(1).wait_for("traffic", || fetch(lab.client(1)))?;
+    no_leaks(&lab)
+}
+
+#[test]
+fn follows_the_router_to_another_mac() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let _egret = Egret::start(lab.nat(), &lab.config(""))?;
+    assert!(fetch(lab.client(1))?);
+    lab.router().run("ip link set nat address 02:00:00:00:00:99")?;
+    // The router's next ARP request tells the host; nothing else does.
+    lab.router().run("ip neigh flush dev nat")?;
+    lab.client(1).wait_for("traffic by the new MAC", || fetch(lab.client(1)))?;
+    no_leaks(&lab)
+}
+
+/// Has egret fail to start; gives what it said.
+fn refusal(host: &Host, toml: &str, wrapper: &[&str]) -> Result<String> {
+    let mut egret = Egret::spawn_under(host, toml, wrapper)?;
+    let status = egret.process.wait(Duration::from_secs(10))?;
+    assert!(!status.success(), "it has started, or ended well: {}", egret.process.log());
+    let said = egret.process.log();
+    assert!(!said.contains("panicked"), "{said}");
+    Ok(said)
+}
+
+#[test]
+fn missing_interface_is_named() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let said = refusal(lab.nat(), &lab.config("").replace("\"ens5\"", "\"ens9\""), &[])?;
+    assert!(said.contains("ens9"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn interface_that_is_down_is_named() -> Result {
+    let lab = Lab::new(Options::default())?;
+    lab.nat().run("ip link set ens5 down")?;
+    let said = refusal(lab.nat(), &lab.config(""), &[])?;
+    assert!(said.contains("ens5") && said.contains("down"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn missing_capability_is_named() -> Result {
+    let lab = Lab::new(Options::default())?;
+    for capability in ["net_raw", "net_admin"] {
+        let drop = format!("-{capability}");
+        let wrapper = ["setpriv", "--bounding-set", &drop, "--inh-caps", &drop];
+        let said = refusal(lab.nat(), &lab.config(""), &wrapper)?;
+        assert!(said.to_lowercase().contains(&format!("cap_{capability}")), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn port_range_that_leaves_the_host_no_ports_is_refused() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let before = settings(lab.nat())?;
+    let said = refusal(lab.nat(), &lab.config("port_range = \"1024-65535\""), &[])?;
+    assert!(said.contains("port_range") || said.contains("port range"), "{said}");
+    assert_eq!(settings(lab.nat())?, before);
+    Ok(())
+}
+
+#[test]
+fn second_egret_is_refused_and_the_first_goes_on() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let mut first = Egret::start(lab.nat(), &lab.config(""))?;
+    let running = settings(lab.nat())?;
+    let said = refusal(lab.nat(), &lab.config(""), &[])?;
+    assert!(said.contains("already") || said.contains("another"), "{said}");
+    assert_eq!(settings(lab.nat())?, running, "the second has changed the host");
+    wait_for("traffic through the first", DEADLINE, || fetch(lab.client(1)))?;
+    first.stop(Duration::from_secs(1))?;
+    Ok(())
+}
