@@ -1,0 +1,59 @@
+//! What `/proc` tells about the machine and its processes.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::lab::{Failure, Result};
+
+/// The processors, the kernel, and how busy they are without us.
+pub fn machine() -> Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let processors = std::thread::available_parallelism()?;
+    let info = fs::read_to_string("/proc/cpuinfo")?;
+    let model = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    let model = model.map_or(std::env::consts::ARCH, |(_, model)| model);
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let load = load.split_whitespace().next().unwrap_or_default();
+    Ok(format!("{processors} processors ({model}), Linux {}, load before {load}", release.trim()))
+}
+
+/// The name of a process.
+pub fn name(id: u32) -> Result<String> {
+    Ok(fs::read_to_string(format!("/proc/{id}/comm"))?.trim().to_owned())
+}
+
+/// Packets that an interface of the process's network namespace has received.
+pub fn received(id: u32, interface: &str) -> Result<u64> {
+    let path = format!("/proc/{id}/net/dev");
+    let table = fs::read_to_string(&path)?;
+    let rows = table.lines().filter_map(|line| line.trim().split_once(':'));
+    let row = rows.into_iter().find(|(name, _)| *name == interface);
+    let packets = row.and_then(|(_, row)| row.split_whitespace().nth(1)?.parse().ok());
+    packets.ok_or_else(|| Failure::new(format!("no {interface} in {path}")))
+}
+
+/// Bytes of memory that the process really has.
+pub fn resident_bytes(id: u32) -> Result<u64> {
+    let path = format!("/proc/{id}/status");
+    let status = fs::read_to_string(&path)?;
+    let row = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes: Option<u64> = row.and_then(|row| row.split_whitespace().next()?.parse().ok());
+    kibibytes.map(|kibibytes| kibibytes << 10).ok_or_else(|| Failure::new(format!("no VmRSS in {path}")))
+}
+
+/// Time of a processor that the process has used.
+pub fn used_time(id: u32) -> Result<Duration> {
+    let path = format!("/proc/{id}/stat");
+    let stat = fs::read_to_string(&path)?;
+    // The name in parentheses may hold anything; utime and stime are the 12th and 13th after it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    match (&ticks[..], sysconf(SysconfVar::CLK_TCK)?) {
+        ([user, system], Some(per_second)) if per_second > 0 => {
+            Ok(Duration::from_secs_f64((user + system) / per_second as f64))
+        }
+        _ => Err(Failure::new(format!("no times in {path}"))),
+    }
+}
