@@ -44,6 +44,10 @@ impl<T> Slab<T> {
         if self.free.is_empty() {
             let first = self.places();
             self.chunks.push((0..CHUNK).map(|_| None).collect());
+            if self.free.capacity() < self.places() as usize {
+                // Room for every place, taken while the list is empty: no later removal has to move it.
+                self.free = Vec::with_capacity((self.places() as usize).next_power_of_two());
+            }
             self.free.extend((first..self.places()).rev());
         }
         let id = self.free.pop().unwrap_or(NONE);
