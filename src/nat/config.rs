@@ -38,6 +38,9 @@ pub struct Config {
     /// silence.
     pub answer_unsolicited_syn: bool,
     pub static_mappings: Vec<StaticMapping>,
+    /// Hand a session with traffic both ways to the fast path after this many of its packets; `None`: there is no
+    /// fast path.
+    pub offload_after: Option<u16>,
 }
 
 impl Default for Config {
@@ -58,6 +61,7 @@ impl Default for Config {
             mss_clamp: None,
             answer_unsolicited_syn: false,
             static_mappings: Vec::new(),
+            offload_after: None,
         }
     }
 }

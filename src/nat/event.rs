@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::offload::Usage;
 use super::tcp::TcpState;
+use super::wheel;
 use crate::time::Instant;
 use crate::wire::{Endpoint, Malformed, Protocol};
 
@@ -37,7 +39,7 @@ pub enum Verdict {
     /// Translated in place, from one internal endpoint to another: send it on the internal side.
     Hairpin,
     /// Taken over by the engine: it leaves by `poll_transmit`, at once as fragments, or once the first fragment
-    /// of its datagram has come.
+    /// of its datagram, or its session from the fast path, has come.
     Queued,
     /// Dropped, and an answer to its sender (RST or ICMP) is in `poll_transmit`.
     Reply(DropReason),
@@ -105,6 +107,20 @@ pub struct SessionRecord {
     pub bytes_out: u64,
     pub packets_in: u64,
     pub bytes_in: u64,
+    /// The fast path carries it: the counts lack what its flows hold ([`super::Engine::flow_keys`]).
+    pub offloaded: bool,
+}
+
+impl SessionRecord {
+    /// Adds what the session's flows hold at `now`, `out` being that of its internal endpoint.
+    pub fn add(&mut self, now: Instant, out: Usage, back: Usage) {
+        self.packets_out += out.packets;
+        self.bytes_out += out.bytes;
+        self.packets_in += back.packets;
+        self.bytes_in += back.bytes;
+        let last_use = wheel::instant(wheel::tick(out.last_use.max(back.last_use)));
+        self.idle = self.idle.min(now - last_use);
+    }
 }
 
 /// Something that happened to a session.
@@ -204,6 +220,9 @@ impl From<Malformed> for DropReason {
 }
 
 /// Everything that the engine counts. Plain numbers that only rise, but for the gauges at the end.
+///
+/// Of packets that is what came by the engine: whoever runs a fast path adds what that has carried to the four
+/// directions and to `hairpinned`. Sessions' own counts need no such addition once their flows are home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Packets and bytes (of IPv4) in the four directions in which a NAT gateway counts them.
@@ -227,10 +246,15 @@ pub struct Counters {
     pub replies_limited: u64,
     /// Events that nobody fetched in time.
     pub events_lost: u64,
+    /// Conversations offered to the fast path, and those that it had no room for.
+    pub offloads: u64,
+    pub offloads_refused: u64,
     /// By [`DropReason`], in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
-    /// Gauges: live sessions and mappings, internal addresses with a session, bytes of waiting fragments.
+    /// Gauges: live sessions, those of them in the fast path, and mappings; internal addresses with a session;
+    /// bytes of waiting fragments.
     pub sessions: u32,
+    pub offloaded: u32,
     pub mappings: u32,
     pub internal_addresses: u32,
     pub fragment_bytes: usize,
@@ -254,8 +278,11 @@ impl Default for Counters {
             replies: 0,
             replies_limited: 0,
             events_lost: 0,
+            offloads: 0,
+            offloads_refused: 0,
             drops: [0; DropReason::ALL.len()],
             sessions: 0,
+            offloaded: 0,
             mappings: 0,
             internal_addresses: 0,
             fragment_bytes: 0,

@@ -6,7 +6,7 @@
 //!
 //! A packet's way: [`Engine::handle_packet`] parses it, `translate` finds its session and rewrites it, `open`
 //! makes a session if it may, `errors` does the same for ICMP errors, and `answer` says no to those who should
-//! hear it.
+//! hear it. `offload` gives sessions that last to a fast path, if there is one, and takes them home again.
 
 mod answer;
 mod config;
@@ -15,6 +15,7 @@ mod event;
 mod fragments;
 mod hosts;
 mod index;
+mod offload;
 mod open;
 mod ports;
 mod random;
@@ -35,6 +36,7 @@ pub use config::{
 pub use event::{
     CloseReason, Counters, DropReason, Event, SessionRecord, SessionState, Side, Traffic, Transmit, Verdict,
 };
+pub use offload::{Flow, FlowKeys, FlowPair, Offload, Removal, TcpMarks, Usage};
 pub use tcp::TcpState;
 
 use crate::time::Instant;
@@ -46,7 +48,7 @@ use index::Secret;
 use ports::Pool;
 use random::{Identifications, Random};
 use slab::Id;
-use table::{Session, Table};
+use table::{Carrier, Session, Table};
 
 /// See the module.
 #[derive(Debug)]
@@ -63,6 +65,7 @@ pub struct Engine {
     held_syns: VecDeque<HeldSyn>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
+    offloads: VecDeque<Offload>,
     counters: Counters,
 }
 
@@ -94,6 +97,7 @@ impl Engine {
             held_syns: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
+            offloads: VecDeque::new(),
             counters: Counters::default(),
             config,
         })
@@ -106,12 +110,15 @@ impl Engine {
     }
 
     /// Changes the configuration. Sessions stay, but for those whose external address is gone. Walks all
-    /// sessions once.
+    /// sessions, and takes home what is in the fast path; whoever has given away many calls [`Self::recall`] in
+    /// steps first, so that they do not all wait in [`Self::poll_offload`] at once.
     ///
     /// # Errors
     /// What is wrong with `config`; then nothing has changed.
     pub fn reconfigure(&mut self, now: Instant, config: Config) -> Result<(), ConfigError> {
         config.validate()?;
+        // By the old configuration: it says which flows a session has.
+        self.recall(0, u32::MAX);
         self.pool = Pool::new(&config);
         self.statics = Statics::new(&config, self.hosts.keyed());
         self.config = config;
@@ -129,13 +136,11 @@ impl Engine {
         for id in 0..self.table.sessions.places() {
             let Some(session) = self.table.sessions.get_mut(id) else { continue };
             session.hairpin = self.pool.find(session.remote.address).is_some();
-            let external = session.external.address;
-            if self.pool.find(external).is_some_and(|address| address.private == external) {
-                self.table.rearm(id, &self.config.timeouts);
-            } else {
-                self.table.wheel.disarm(&mut self.table.sessions, id);
-                self.close(now, id, CloseReason::AddressRemoved);
+            if session.carrier == Carrier::Returning {
+                // It is settled, or ended, once its flows are home.
+                continue;
             }
+            self.settle(now, id);
         }
         Ok(())
     }
@@ -153,13 +158,20 @@ impl Engine {
         };
         received.add(packet.bytes.len());
         self.counters.fragments += u64::from(headers.fragment.is_some());
+        if self.hold(side, packet, &headers) {
+            return Verdict::Queued;
+        }
+        self.judge(now, side, packet, &headers)
+    }
 
+    /// Translates a packet that has been parsed and counted.
+    fn judge(&mut self, now: Instant, side: Side, packet: &mut Packet<'_>, headers: &Headers) -> Verdict {
         let result = match (side, &headers.transport) {
-            (_, Transport::Later) => self.later_fragment(now, side, packet, &headers),
-            (Side::Internal, Transport::Error(embedded)) => self.error_outbound(packet, &headers, embedded),
-            (Side::External, Transport::Error(embedded)) => self.error_inbound(packet, &headers, embedded),
-            (Side::Internal, _) => self.outbound(now, packet, &headers),
-            (Side::External, _) => self.inbound(now, packet, &headers),
+            (_, Transport::Later) => self.later_fragment(now, side, packet, headers),
+            (Side::Internal, Transport::Error(embedded)) => self.error_outbound(packet, headers, embedded),
+            (Side::External, Transport::Error(embedded)) => self.error_inbound(packet, headers, embedded),
+            (Side::Internal, _) => self.outbound(now, packet, headers),
+            (Side::External, _) => self.inbound(now, packet, headers),
         };
         match result {
             Ok(verdict) => {
@@ -173,7 +185,7 @@ impl Engine {
             }
             Err(reason) => {
                 let verdict = self.drop(reason);
-                match self.answer(now, side, packet, &headers, reason) {
+                match self.answer(now, side, packet, headers, reason) {
                     Some(packet) => {
                         self.transmits.push_back(Transmit { side, packet });
                         Verdict::Reply(reason)
@@ -190,19 +202,7 @@ impl Engine {
         let mut budget = TIMEOUT_BUDGET;
         let tick = wheel::tick(now);
         while let Some(id) = self.table.wheel.fire(&mut self.table.sessions, tick, &mut budget) {
-            let Some(session) = self.table.sessions.get(id) else { continue };
-            let deadline = table::deadline(session, &self.config.timeouts);
-            if deadline > tick {
-                // It was used since the timer was armed.
-                self.table.wheel.arm(&mut self.table.sessions, id, deadline);
-                continue;
-            }
-            let reason = match session.state {
-                SessionState::Tcp(TcpState::Closing) => CloseReason::Finished,
-                SessionState::Tcp(TcpState::Reset) => CloseReason::Reset,
-                _ => CloseReason::Expired,
-            };
-            self.close(now, id, reason);
+            self.timed_out(now, id);
         }
         let in_vain = self.fragments.handle_timeout(now);
         self.counters.drops[DropReason::FragmentTimeout as usize] += in_vain;
@@ -275,6 +275,38 @@ impl Engine {
             self.events.push_back(event);
         } else {
             self.counters.events_lost += 1;
+        }
+    }
+
+    /// The timer of a session has fired: ends it, unless it was used since the timer was armed, which of one in
+    /// the fast path is to be found out.
+    fn timed_out(&mut self, now: Instant, id: Id) {
+        let Some(session) = self.table.sessions.get(id) else { return };
+        let deadline = table::deadline(session, &self.config.timeouts);
+        if deadline > wheel::tick(now) {
+            self.table.wheel.arm(&mut self.table.sessions, id, deadline);
+        } else if session.carrier == Carrier::FastPath {
+            self.query(now, id);
+        } else {
+            let reason = match session.state {
+                SessionState::Tcp(TcpState::Closing) => CloseReason::Finished,
+                SessionState::Tcp(TcpState::Reset) => CloseReason::Reset,
+                _ => CloseReason::Expired,
+            };
+            self.close(now, id, reason);
+        }
+    }
+
+    /// Arms the timer of a session anew, whose deadline or external address may have changed, or ends it.
+    fn settle(&mut self, now: Instant, id: Id) {
+        let Some(external) = self.table.sessions.get(id).map(|session| session.external.address) else {
+            return;
+        };
+        self.table.wheel.disarm(&mut self.table.sessions, id);
+        if self.is_external(external) {
+            self.timed_out(now, id);
+        } else {
+            self.close(now, id, CloseReason::AddressRemoved);
         }
     }
 

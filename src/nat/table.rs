@@ -3,11 +3,12 @@
 use super::config::Timeouts;
 use super::event::{SessionRecord, SessionState, Side};
 use super::index::{Chain, Index, Key, Secret};
+use super::offload::Usage;
 use super::slab::{Id, NONE, Slab};
 use super::tcp::Connection;
 use super::wheel::{self, Tick, Timed, Timer, Wheel};
 use crate::time::Instant;
-use crate::wire::{Endpoint, Protocol};
+use crate::wire::{Endpoint, FiveTuple, Protocol};
 
 /// A mapping and a remote. Kept small: a gateway holds a million of them. What a look-up touches comes first, so
 /// that it lies on one cache line.
@@ -31,6 +32,9 @@ pub struct Session {
     pub hairpin: bool,
     /// The event [`super::Event::Established`] was given.
     pub established: bool,
+    pub carrier: Carrier,
+    /// Packets since it was opened, has come home, or was refused by the fast path; saturates.
+    pub seen: u16,
     pub opened_at: Instant,
     pub packets_out: u64,
     pub bytes_out: u64,
@@ -50,6 +54,8 @@ impl Session {
             opened_by,
             hairpin: false,
             established: false,
+            carrier: Carrier::Engine,
+            seen: 0,
             mapping: NONE,
             next_by_internal: NONE,
             next_by_external: NONE,
@@ -84,6 +90,50 @@ impl Session {
         };
         *packets += 1;
         *total += bytes as u64;
+        self.seen = self.seen.saturating_add(1);
+    }
+
+    /// Adds what its flows have carried, of which `out` is its internal endpoint's.
+    pub fn merge(&mut self, out: Option<Usage>, back: Option<Usage>) {
+        for (side, usage) in [(Side::Internal, out), (Side::External, back)] {
+            let Some(usage) = usage else { continue };
+            let (packets, bytes) = match side {
+                Side::Internal => (&mut self.packets_out, &mut self.bytes_out),
+                Side::External => (&mut self.packets_in, &mut self.bytes_in),
+            };
+            *packets += usage.packets;
+            *bytes += usage.bytes;
+            self.used(&usage);
+        }
+        if self.protocol == Protocol::TCP {
+            // Without packets, the marks are those that the session gave it.
+            let marks = |usage: Option<Usage>| usage.filter(|usage| usage.packets > 0).map(|usage| usage.marks);
+            self.connection.merge(marks(out), marks(back));
+        }
+    }
+
+    /// Takes note of a flow's last use.
+    pub fn used(&mut self, usage: &Usage) {
+        self.last_use = self.last_use.max(wheel::tick(usage.last_use));
+    }
+
+    /// Whether plain data is all that is to be expected of it: TCP or UDP, with traffic both ways.
+    pub const fn is_steady(&self) -> bool {
+        match self.state {
+            SessionState::Tcp(state) => state.is_established() && self.connection.is_settled(),
+            SessionState::Replied => self.protocol.0 == Protocol::UDP.0,
+            SessionState::Unreplied => false,
+        }
+    }
+
+    /// What its internal endpoint sends, as it comes in.
+    pub const fn outbound(&self) -> FiveTuple {
+        FiveTuple { protocol: self.protocol, source: self.internal, destination: self.remote }
+    }
+
+    /// What its remote sends, as it comes in from outside.
+    pub const fn inbound(&self) -> FiveTuple {
+        FiveTuple { protocol: self.protocol, source: self.remote, destination: self.external }
     }
 
     pub fn record(&self, now: Instant) -> SessionRecord {
@@ -103,8 +153,18 @@ impl Session {
             bytes_out: self.bytes_out,
             packets_in: self.packets_in,
             bytes_in: self.bytes_in,
+            offloaded: self.carrier == Carrier::FastPath,
         }
     }
+}
+
+/// Who carries a session's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Engine,
+    FastPath,
+    /// The engine again, once the flows have come home.
+    Returning,
 }
 
 impl Timed for Session {

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::event::Side;
+use super::offload::TcpMarks;
 use crate::wire::{TcpFlags, TcpSegment};
 
 /// Where a connection stands.
@@ -86,6 +87,26 @@ impl Half {
     const fn has(self, what: u8) -> bool {
         self.seen & what != 0
     }
+
+    const fn reach(&mut self, end: u32) {
+        if is_after(end, self.end) {
+            self.end = end;
+        }
+    }
+
+    /// Takes over the acknowledgement of a flow. A flow cannot know what the peer has sent, which ends at `sent`: if
+    /// it was made to believe more, its true acknowledgement and window are lost, and all may be acknowledged.
+    const fn catch_up(&mut self, marks: &TcpMarks, sent: u32) {
+        if is_after(self.acknowledged, marks.acknowledged) {
+            return;
+        }
+        if is_after(marks.acknowledged, sent) {
+            self.acknowledged = sent;
+        } else {
+            self.acknowledged = marks.acknowledged;
+            self.window = marks.window;
+        }
+    }
 }
 
 impl Connection {
@@ -106,6 +127,34 @@ impl Connection {
         }
         self.record(side, segment);
         Progress::State(self.next_state(state, side, segment))
+    }
+
+    /// Takes note of how far flows have come that carried its data in both directions.
+    pub fn merge(&mut self, out: Option<TcpMarks>, inward: Option<TcpMarks>) {
+        if let Some(marks) = out {
+            self.out.reach(marks.end);
+        }
+        if let Some(marks) = inward {
+            self.inward.reach(marks.end);
+        }
+        if let Some(marks) = out {
+            self.out.catch_up(&marks, self.inward.end);
+        }
+        if let Some(marks) = inward {
+            self.inward.catch_up(&marks, self.out.end);
+        }
+    }
+
+    /// How far the internal and the external side have come.
+    pub fn marks(&self) -> (TcpMarks, TcpMarks) {
+        let marks =
+            |half: Half| TcpMarks { end: half.end, acknowledged: half.acknowledged, window: half.window };
+        (marks(self.out), marks(self.inward))
+    }
+
+    /// Whether its marks say all that there is to say: both sides have opened it and have sent more than their SYN.
+    pub const fn is_settled(&self) -> bool {
+        self.is_open() && !self.out.has(Half::SYN_WINDOW) && !self.inward.has(Half::SYN_WINDOW)
     }
 
     /// A SYN on an open connection changes nothing until the other side takes it up (RFC 5961 section 4).
@@ -195,8 +244,8 @@ impl Connection {
                 half.scale = scale;
                 half.seen |= Half::SCALE;
             }
-        } else if is_after(end, half.end) {
-            half.end = end;
+        } else {
+            half.reach(end);
         }
         if segment.has(TcpFlags::ACK) {
             let first = !half.has(Half::ACK);

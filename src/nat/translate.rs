@@ -52,8 +52,11 @@ impl Engine {
         check_size(packet, headers, mtu)?;
         self.advance(now, id, Side::Internal, packet, headers)?;
         if hairpin {
-            return self.hairpin(now, packet, headers, external, remote);
+            let verdict = self.hairpin(now, packet, headers, external, remote)?;
+            self.offer(id);
+            return Ok(verdict);
         }
+        self.offer(id);
         let translation =
             Translation { source: external, destination, identifier: external.port, side: Side::External };
         Ok(self.send(packet, headers, Side::Internal, translation))
@@ -88,6 +91,7 @@ impl Engine {
         }
         check_size(packet, headers, self.config.internal_mtu)?;
         self.advance(now, id, Side::External, packet, headers)?;
+        self.offer(id);
         let internal = self.table.sessions.get(id).ok_or(DropReason::NoSession)?.internal;
         let translation =
             Translation { source, destination: internal, identifier: internal.port, side: Side::Internal };
@@ -233,6 +237,7 @@ impl Engine {
         session.connection = Connection::default();
         session.opened_at = now;
         session.established = false;
+        session.seen = 0;
         (session.packets_out, session.bytes_out, session.packets_in, session.bytes_in) = (0, 0, 0, 0);
         let opener = std::mem::replace(&mut session.opened_by, side);
         let (internal, record) = (session.internal.address, session.record(now));

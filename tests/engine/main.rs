@@ -12,6 +12,7 @@
 )]
 
 mod attackers;
+mod fast_path;
 mod fragments;
 mod malformed;
 mod mtu;

@@ -13,7 +13,7 @@ const SERVER: &str = "198.51.100.1:53";
 fn change(nat: &mut Nat, change: impl FnOnce(&mut egret::nat::Config)) {
     let mut config = nat.engine.config().clone();
     change(&mut config);
-    nat.engine.reconfigure(nat.now, config).expect("a usable configuration");
+    nat.reconfigure(config);
 }
 
 #[test]

@@ -10,6 +10,7 @@
     reason = "what is wrong in a test is to fail it"
 )]
 
+mod offload;
 mod sequences;
 mod simulator;
 #[path = "../support/mod.rs"]

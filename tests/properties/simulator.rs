@@ -395,3 +395,12 @@ fn simulated_hours_with_several_addresses_and_dependent_mapping() {
 fn simulated_hours_with_overloaded_ports() {
     simulate(8, 6, BAD, |c| c.port_range = 4_000..=4_063);
 }
+
+/// Payloads still reach only whom they are for when most packets never see the engine.
+#[test]
+fn simulated_hours_with_a_fast_path() {
+    simulate(9, 6, BAD, |c| {
+        c.offload_after = Some(2);
+        c.port_range = 4_000..=4_063;
+    });
+}

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "every test binary uses a different part")]
 
 mod build;
+mod fast_path;
 mod nat;
 mod steps;
 mod view;
@@ -11,6 +12,7 @@ pub use build::{ACK, FIN, PSH, RST, SYN, URG};
 pub use build::{
     Build, EndpointLike, PacketLike, ep, fragment, icmp, icmp_error, ip, other, ping, pong, tcp, udp,
 };
+pub use fast_path::FastPath;
 pub use nat::{EXTERNAL, Nat, Outcome, PUBLIC, ROUTER, config, pool, static_mapping};
 pub use steps::{Step, configuration, walk};
 pub use view::{View, checksum_complaint, reassemble, view};

@@ -1,15 +1,17 @@
-//! A NAT under virtual time. Whatever it sends is read strictly, and no private address may get out.
+//! A NAT under virtual time. Whatever it sends is read strictly, and no private address may get out. If its
+//! configuration offers sessions to a fast path, it has one.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use egret::nat::{
-    Config, Counters, DropReason, Engine, Event, ExternalAddress, SessionRecord, Side, StaticMapping, Transmit,
-    Verdict,
+    Config, Counters, DropReason, Engine, Event, ExternalAddress, Offload as Task, SessionRecord, Side,
+    StaticMapping, Transmit, Verdict,
 };
 use egret::time::Instant;
 use egret::wire::{Endpoint, Offload, Packet, Protocol};
 
+use super::FastPath;
 use super::build::{EndpointLike, PacketLike};
 use super::view::{View, view};
 
@@ -20,12 +22,14 @@ pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 /// Who ICMP errors to the inside come from.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
-/// One external address with a public one, everything in 10/8 internal.
+/// One external address with a public one, everything in 10/8 internal. With `EGRET_OFFLOAD_AFTER=1` in the
+/// environment, all tests hold with a fast path as well.
 pub fn config() -> Config {
     Config {
         internal: vec!["10.0.0.0/8".parse().expect("a prefix")],
         external_addresses: vec![ExternalAddress { private: EXTERNAL, public: Some(PUBLIC) }],
         internal_router: Some(ROUTER),
+        offload_after: std::env::var("EGRET_OFFLOAD_AFTER").ok().and_then(|text| text.parse().ok()),
         ..Config::default()
     }
 }
@@ -85,11 +89,14 @@ impl Outcome {
     }
 }
 
-/// The engine with a clock.
+/// The engine with a clock and a fast path.
 pub struct Nat {
     pub engine: Engine,
+    pub fast_path: FastPath,
     pub now: Instant,
     transmitted: Vec<Transmit>,
+    /// The last call took flows home.
+    held: bool,
 }
 
 impl Default for Nat {
@@ -113,7 +120,8 @@ impl Nat {
         let mut bytes = [0x5a; 16];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let engine = Engine::new(config, bytes).expect("a usable configuration");
-        Self { engine, now: Instant::from_millis(1_000), transmitted: Vec::new() }
+        let fast_path = FastPath::default();
+        Self { engine, fast_path, now: Instant::from_millis(1_000), transmitted: Vec::new(), held: false }
     }
 
     /// A packet from inside.
@@ -147,8 +155,58 @@ impl Nat {
 
     /// As [`Self::packet`], without any expectation of what comes out.
     pub fn unchecked(&mut self, side: Side, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        if let Some((to, bytes)) = self.fast_path.translate(self.now, side, packet) {
+            return (if side == to { Verdict::Hairpin } else { Verdict::Forward }, bytes);
+        }
+        let (drops, sent) = (self.counters().drops, self.transmitted.len());
         let (verdict, bytes, _) = self.offloaded(side, packet, Offload::default());
+        if verdict == Verdict::Queued && self.held {
+            return self.fate_of_held(side, bytes, &drops, sent);
+        }
         (verdict, bytes)
+    }
+
+    /// What the verdict would have been on a packet that had to wait for its session's flows to come home.
+    fn fate_of_held(&mut self, side: Side, bytes: Vec<u8>, drops: &[u64], sent: usize) -> (Verdict, Vec<u8>) {
+        let after = self.counters().drops;
+        let reason = DropReason::ALL.iter().find(|&&reason| after[reason as usize] > drops[reason as usize]);
+        match reason {
+            Some(&reason) if self.transmitted.len() > sent => (Verdict::Reply(reason), bytes),
+            Some(&reason) => (Verdict::Drop(reason), bytes),
+            None if self.transmitted.len() == sent + 1 => {
+                let Transmit { side: to, packet } = self.transmitted.remove(sent);
+                (if side == to { Verdict::Hairpin } else { Verdict::Forward }, packet)
+            }
+            None => (Verdict::Queued, bytes),
+        }
+    }
+
+    pub fn reconfigure(&mut self, config: Config) {
+        self.engine.reconfigure(self.now, config).expect("a usable configuration");
+        self.drain();
+    }
+
+    /// Does what the engine asks of the fast path.
+    pub fn serve(&mut self) {
+        self.held = false;
+        while let Some(task) = self.engine.poll_offload() {
+            match task {
+                Task::Install(pair) => {
+                    if !self.fast_path.install(self.now, pair) {
+                        self.engine.handle_refused(pair.keys());
+                    }
+                }
+                Task::Query(keys) => {
+                    let (out, back) = self.fast_path.usage(keys);
+                    self.engine.handle_usage(self.now, keys, out, back);
+                }
+                Task::Remove(removal) => {
+                    self.held = true;
+                    let (out, back) = self.fast_path.remove(removal.keys);
+                    self.engine.handle_removed(self.now, removal, out, back);
+                }
+            }
+        }
     }
 
     /// A packet with something left for the hardware to do.
@@ -256,9 +314,11 @@ impl Nat {
         assert_eq!(counters.sessions_opened, counters.sessions_closed);
         assert_eq!(self.engine.poll_timeout(), None);
         assert_eq!(self.sessions(), []);
+        assert_eq!((counters.offloaded, self.fast_path.len()), (0, 0));
     }
 
     fn drain(&mut self) {
+        self.serve();
         while let Some(transmit) = self.engine.poll_transmit() {
             let view = view(&transmit.packet);
             check_leak(self.engine.config(), transmit.side, &view);

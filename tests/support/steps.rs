@@ -49,6 +49,9 @@ pub fn configuration(choice: u8) -> Config {
         config.external_mtu = 576;
         config.mss_clamp = Some(500);
     }
+    if choice & 128 != 0 {
+        config.offload_after = Some(2);
+    }
     config.static_mappings = vec![
         static_mapping(Protocol::TCP, "192.0.2.1:4001", "10.0.0.2:4001"),
         static_mapping(Protocol::UDP, "192.0.2.1:4002", "10.0.0.3:99"),
@@ -137,7 +140,7 @@ pub fn walk(choice: u8, seed: u64, steps: &[Step]) {
             }
             Step::Wait { millis } => nat.advance(Duration::from_millis(u64::from(*millis))),
             Step::Reconfigure(choice) => {
-                nat.engine.reconfigure(nat.now, configuration(*choice)).expect("usable");
+                nat.reconfigure(configuration(*choice));
             }
         }
         if number % 4 == 3 || number + 1 == steps.len() {
