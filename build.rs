@@ -6,8 +6,10 @@ use std::process::{Command, ExitCode};
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=CLANG");
+    // With the headers that the programs share.
+    println!("cargo::rerun-if-changed=src/datapath/bpf");
+    println!("cargo::rerun-if-changed=tests/lab/bpf");
     for source in SOURCES {
-        println!("cargo::rerun-if-changed={source}");
         if let Err(reason) = compile(Path::new(source)) {
             // One line each, or cargo shows only the first.
             for line in reason.lines() {
@@ -66,4 +68,5 @@ fn clang() -> Result<String, String> {
         .ok_or_else(|| "no clang that can compile for BPF: apt-get install clang linux-libc-dev".to_owned())
 }
 
-const SOURCES: &[&str] = &["src/datapath/bpf/filter.bpf.c"];
+const SOURCES: &[&str] =
+    &["src/datapath/bpf/filter.bpf.c", "src/datapath/bpf/xdp.bpf.c", "tests/lab/bpf/lab.bpf.c"];

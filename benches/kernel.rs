@@ -8,11 +8,13 @@
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
 
+#[path = "common/figures.rs"]
+mod figures;
 #[path = "kernel/generator.rs"]
 mod generator;
 #[path = "../tests/lab/mod.rs"]
 mod lab;
-#[path = "kernel/process.rs"]
+#[path = "common/process.rs"]
 mod process;
 
 use std::net::SocketAddrV4;
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use figures::{Series, Translator, take_turns};
 use lab::{
     Arms, Egret, Failure, Gateway, INTERNET, INTERNET_2, Iperf, Lab, Options, Result, kernel_nat, wait_for,
 };
@@ -66,7 +69,7 @@ fn compare(plan: &Plan) -> Result {
     );
     println!("  all hosts, and the programs that make and take the traffic, share these processors");
     println!("  medians (least - most)\n");
-    println!("{:37} {:>25} {:>25} {:>6} {:>7}", "", "Egret", "nft", "ratio", "target");
+    Series::print_header();
 
     let with_offloads = build(true)?;
     throughput(&with_offloads, plan, "GSO on", 0.7)?;
@@ -103,12 +106,6 @@ fn offloads(lab: &Lab) -> Result<String> {
     Ok(found.collect::<Vec<_>>().join(", "))
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Translator {
-    Egret,
-    Kernel,
-}
-
 impl Translator {
     /// Runs `measure` while this one translates.
     fn run<T>(self, lab: &Lab, measure: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -128,68 +125,6 @@ impl Translator {
             }
         }
     }
-
-    /// Runs `measure` for both in each round, the one that begins changing.
-    fn take_turns<const N: usize>(
-        rounds: usize,
-        lab: &Lab,
-        mut measure: impl FnMut() -> Result<[f64; N]>,
-    ) -> Result<[Series; N]> {
-        let mut all = std::array::from_fn(|_| Series::default());
-        for round in 0..rounds {
-            let mut order = [Self::Egret, Self::Kernel];
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            for translator in order {
-                let results = translator.run(lab, &mut measure)?;
-                for (series, result) in all.iter_mut().zip(results) {
-                    match translator {
-                        Self::Egret => series.egret.push(result),
-                        Self::Kernel => series.kernel.push(result),
-                    }
-                }
-            }
-        }
-        Ok(all)
-    }
-}
-
-/// What was measured of both.
-#[derive(Default)]
-struct Series {
-    egret: Vec<f64>,
-    kernel: Vec<f64>,
-}
-
-impl Series {
-    fn print(self, name: &str, target: f64) {
-        let (egret, kernel) = (Figures::of(self.egret), Figures::of(self.kernel));
-        let ratio = egret.median / kernel.median;
-        println!("{name:37} {:>25} {:>25} {ratio:6.2} {target:7.2}", egret.to_string(), kernel.to_string());
-    }
-}
-
-struct Figures {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Figures {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        let (last, middle) = (values.len().saturating_sub(1), values.len() / 2);
-        let median = if values.len() % 2 == 1 { at(middle) } else { f64::midpoint(at(middle - 1), at(middle)) };
-        Self { median, least: at(0), most: at(last) }
-    }
-}
-
-impl std::fmt::Display for Figures {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{:.2} ({:.2} - {:.2})", self.median, self.least, self.most)
-    }
 }
 
 /// One connection, each way.
@@ -200,7 +135,9 @@ fn throughput(lab: &Lab, plan: &Plan, offloads: &str, target: f64) -> Result {
         let rate = Iperf::measure(lab.client(1), lab.internet(), INTERNET, &options)?;
         Ok::<_, Failure>(rate / 1e9)
     };
-    let [out, back] = Translator::take_turns(plan.rounds, lab, || Ok([gigabits("")?, gigabits("--reverse")?]))?;
+    let [out, back] = take_turns(plan.rounds, |translator| {
+        translator.run(lab, || Ok([gigabits("")?, gigabits("--reverse")?]))
+    })?;
     out.print(&format!("TCP out, {offloads}, Gbit/s"), target);
     back.print(&format!("TCP in, {offloads}, Gbit/s"), target);
     Ok(())
@@ -216,7 +153,7 @@ fn packet_rate(lab: &Lab, plan: &Plan) -> Result {
     let witness = lab.internet().spawn("sleep infinity")?;
     wait_for("the internet host's counters", lab::DEADLINE, || Ok(process::name(witness.id())? == "sleep"))?;
     let window = Duration::from_secs(plan.seconds);
-    let [rate] = Translator::take_turns(plan.rounds, lab, || {
+    let measure = || {
         let remote = SocketAddrV4::new(INTERNET, FLOOD_PORT);
         let mut flood = generator::flood(lab.client(1), remote, WARM_UP + window + WARM_UP)?;
         let idle = process::received(witness.id(), "ens5")?;
@@ -229,7 +166,8 @@ fn packet_rate(lab: &Lab, plan: &Plan) -> Result {
         let (after, elapsed) = (process::received(witness.id(), "ens5")?, start.elapsed());
         flood.wait(lab::DEADLINE)?;
         Ok([(after - before) as f64 / elapsed.as_secs_f64() / 1e6])
-    })?;
+    };
+    let [rate] = take_turns(plan.rounds, |translator| translator.run(lab, measure))?;
     rate.print("UDP out, 64-byte frames, Mpackets/s", 0.4);
     Ok(())
 }
@@ -263,6 +201,7 @@ fn memory(lab: &Lab) -> Result {
     print(&format!("daemon, {opened} sessions, idle"), "60")
 }
 
+const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
 /// Where nobody listens.
 const FLOOD_PORT: u16 = 9;
 /// Packets that show that a flood has begun.

@@ -15,3 +15,6 @@ mod imds;
 mod lab;
 #[path = "aws/source_dest_check.rs"]
 mod source_dest_check;
+
+/// What an empty configuration, as these tests have, comes to where drivers can.
+const DATAPATH: lab::Datapath = lab::Datapath::Xdp;

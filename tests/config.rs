@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, Switch};
-use egret::datapath::Interface;
+use egret::datapath::{Choice, Interface, XdpConfig};
 use egret::nat::{ExternalAddress, Timeouts};
 use egret::wire::Protocol;
 use proptest::prelude::*;
@@ -31,8 +31,10 @@ fn warnings(text: &str) -> Vec<String> {
 #[test]
 fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
     let cases: &[(&str, &str)] = &[
-        ("datapath = \"xdp\"", "1: datapath: \"xdp\" is not in this version; use auto or af_packet"),
-        ("datapath = \"dpdk\"", "1: datapath: \"dpdk\" is not known; use auto or af_packet"),
+        ("datapath = \"dpdk\"", "1: datapath: \"dpdk\" is not known; use auto, xdp or af_packet"),
+        ("[xdp]\nadjust_mtu = \"yes\"", "2: xdp.adjust_mtu: is of the type string; use true or false"),
+        ("[xdp]\nadjust = true", "2: xdp.adjust: unknown key; did you mean xdp.adjust_mtu?"),
+        ("adjust_mtu = true", "1: adjust_mtu: unknown key; did you mean xdp.adjust_mtu?"),
         ("datapath = 1", "1: datapath: is of the type integer; use a string in quotes"),
         ("datapth = \"auto\"", "1: datapth: unknown key; did you mean datapath?"),
         ("[natt]", "1: natt: unknown key; did you mean nat?"),
@@ -217,6 +219,7 @@ fn what_is_doubtful_is_a_warning() {
 #[test]
 fn an_empty_file_is_the_defaults() {
     let config = parse("").unwrap();
+    assert_eq!((config.datapath, config.xdp), (Choice::Auto, XdpConfig { adjust_mtu: false }));
     assert_eq!(config.nat.port_range, 1024..=60_999);
     assert_eq!(config.nat.timeouts, Timeouts::default());
     assert_eq!(config.nat.external_mtu, 1500);
@@ -352,6 +355,14 @@ fn defaults_follow_from_the_host() {
     assert_eq!((resolved.nat.external_mtu, resolved.nat.internal_mtu), (1500, 9001));
     assert_eq!(resolved.nat.limits.sessions, 671_088);
     assert_eq!(resolved.nat.limits.sessions_per_address, 167_772);
+}
+
+#[test]
+fn the_datapath_that_is_wanted_reaches_the_worker() {
+    let resolve = |text: &str| config::resolve(&parse(text).unwrap(), &host()).unwrap().datapath;
+    assert_eq!(resolve("").datapath, Choice::Auto);
+    let wanted = resolve("datapath = \"xdp\"\n[xdp]\nadjust_mtu = true");
+    assert_eq!((wanted.datapath, wanted.xdp), (Choice::Xdp, XdpConfig { adjust_mtu: true }));
 }
 
 #[test]
@@ -505,6 +516,8 @@ const WORDS: &[&str] = &[
     "enabled",
     "false",
     "[nat.limits]\n",
+    "[xdp]\n",
+    "adjust_mtu",
     "[nat.timeouts]\n",
     "[[nat]]\n",
     "nat",

@@ -11,7 +11,7 @@ mod server;
 
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
-    Addresses, Drops, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery, Sessions, Status,
-    TrafficReport,
+    Addresses, Drops, FastPathReport, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery,
+    Sessions, Status, TrafficReport,
 };
 pub use server::{Description, Limits, Source, serve};

@@ -60,7 +60,11 @@ pub struct Status {
     pub ready: bool,
     /// Why not; empty if ready.
     pub not_ready: Vec<String>,
+    /// `xdp` or `af_packet`.
     pub datapath: String,
+    /// Why it is not `xdp`; absent if that was ruled out by the configuration.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub datapath_fallback: Option<String>,
     pub external_interface: String,
     pub internal_interface: String,
     pub external_addresses: Vec<Addresses>,
@@ -71,11 +75,15 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source_dest_check: Option<String>,
     pub sessions: SessionCounts,
+    /// All of it, the fast path's too.
     pub traffic: BTreeMap<String, TrafficReport>,
     /// Packets dropped, by reason. Reasons without a drop are there as well.
     pub drops: Drops,
     /// The engine's other counters.
     pub engine: BTreeMap<String, u64>,
+    /// What the BPF program does by itself; absent if the datapath has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fast_path: Option<FastPathReport>,
     /// The counters of the datapath.
     pub datapath_counters: BTreeMap<String, u64>,
 }
@@ -110,6 +118,27 @@ pub struct SessionCounts {
 pub struct TrafficReport {
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// What the fast path has done, and how full it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FastPathReport {
+    /// Of a session carried there, each direction is a flow.
+    pub flows: u32,
+    pub capacity: u32,
+    /// How often a session was not taken, for want of room or of a route.
+    pub refused: u64,
+    /// Translated packets among those and the misses, of 1; absent before the first packet.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hit_ratio: Option<f64>,
+    /// By the direction in which they left.
+    pub translated: BTreeMap<String, TrafficReport>,
+    /// Packets left to the engine, by reason.
+    pub misses: BTreeMap<String, u64>,
+    /// Packets that are the host's, or may be.
+    pub passed: u64,
+    /// NAT's packets lost because they came by a receive queue that nobody reads.
+    pub unserved: u64,
 }
 
 /// Some sessions, the newest first.

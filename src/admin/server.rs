@@ -13,10 +13,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery, Sessions, Status,
-    TrafficReport,
+    Addresses, FastPathReport, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery, Sessions,
+    Status, TrafficReport,
 };
-use crate::datapath::{self, SessionFilter, SessionPage, Snapshot, Stopped};
+use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
 use crate::nat::{self, DropReason, SessionRecord, Traffic};
 use crate::wire::{Endpoint, Protocol};
 
@@ -46,8 +46,8 @@ impl Source for datapath::Handle {
 /// What the daemon runs with: the part of [`Status`] that is not the packet worker's.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// The datapath's name.
-    pub datapath: &'static str,
+    /// The datapath that runs.
+    pub chosen: Chosen,
     pub config: datapath::Config,
     pub nat: nat::Config,
     /// The state of EC2's source/destination check, in words; unset if AWS is not asked.
@@ -312,17 +312,14 @@ fn label(variant: &impl serde::Serialize) -> String {
 }
 
 fn status(snapshot: Snapshot, description: Description) -> Status {
-    let Description { datapath, config, nat, source_dest_check } = description;
+    let Description { chosen, config, nat, source_dest_check } = description;
     let counters = &snapshot.counters;
-    let traffic = |name: &str, traffic: Traffic| {
-        (name.to_owned(), TrafficReport { packets: traffic.packets, bytes: traffic.bytes })
-    };
-    let number = |name: &str, value: u64| (name.to_owned(), value);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: snapshot.uptime.as_secs(),
         ready: snapshot.not_ready.is_empty(),
-        datapath: datapath.to_owned(),
+        datapath: chosen.kind.label().to_owned(),
+        datapath_fallback: chosen.fallback,
         external_interface: config.external.name,
         internal_interface: config.internal.name,
         external_addresses: nat
@@ -361,9 +358,47 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
             number("events_lost", counters.events_lost),
             number("fragment_bytes", counters.fragment_bytes as u64),
         ]),
+        fast_path: snapshot
+            .fast_path
+            .as_ref()
+            .map(|counters| fast_path(counters, snapshot.counters.offloads_refused)),
         datapath_counters: numbers(&snapshot.datapath),
         not_ready: snapshot.not_ready,
     }
+}
+
+fn fast_path(counters: &FastPath, refused: u64) -> FastPathReport {
+    let FastPath { out_to_external, out_to_internal, hairpinned, .. } = *counters;
+    let translated: u64 = [out_to_external, out_to_internal, hairpinned].iter().map(|to| to.packets).sum();
+    let all = translated + counters.misses.iter().sum::<u64>();
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let hit_ratio = (all > 0).then(|| translated as f64 / all as f64);
+    FastPathReport {
+        flows: counters.flows,
+        capacity: counters.capacity,
+        refused,
+        hit_ratio,
+        translated: BTreeMap::from([
+            traffic("out_to_external", out_to_external),
+            traffic("out_to_internal", out_to_internal),
+            traffic("hairpinned", hairpinned),
+        ]),
+        misses: Miss::ALL
+            .iter()
+            .zip(counters.misses)
+            .map(|(miss, count)| number(miss.label(), count))
+            .collect(),
+        passed: counters.passed,
+        unserved: counters.unserved,
+    }
+}
+
+fn traffic(name: &str, traffic: Traffic) -> (String, TrafficReport) {
+    (name.to_owned(), TrafficReport { packets: traffic.packets, bytes: traffic.bytes })
+}
+
+fn number(name: &str, value: u64) -> (String, u64) {
+    (name.to_owned(), value)
 }
 
 /// The numeric fields of a flat structure.

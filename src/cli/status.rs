@@ -1,12 +1,14 @@
 //! `egret status`.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
-use crate::admin::Status;
 use crate::admin::client::Client;
+use crate::admin::{FastPathReport, Status, TrafficReport};
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
     let status = Client::connect(&ask.socket)?.status()?;
@@ -27,6 +29,9 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     }
     writeln!(out)?;
     writeln!(out, "{:<12}{}", "datapath", status.datapath)?;
+    if let Some(reason) = &status.datapath_fallback {
+        writeln!(out, "{:<12}not xdp: {reason}", "")?;
+    }
     if status.external_interface == status.internal_interface {
         writeln!(out, "{:<12}{} (one-armed)", "interface", status.external_interface)?;
     } else {
@@ -46,7 +51,10 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         writeln!(out, "{:<12}check {state}", "source/dest")?;
     }
     write_sessions(out, status)?;
-    write_traffic(out, status)?;
+    write_traffic(out, "traffic", &status.traffic)?;
+    if let Some(fast_path) = &status.fast_path {
+        write_fast_path(out, fast_path)?;
+    }
     write_drops(out, status)
 }
 
@@ -73,12 +81,41 @@ fn write_sessions(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     writeln!(out, "{:<12}at most {} an internal address", "", count(sessions.limit_per_address.into()))
 }
 
-fn write_traffic(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+fn write_traffic(
+    out: &mut dyn Write,
+    title: &str,
+    directions: &BTreeMap<String, TrafficReport>,
+) -> io::Result<()> {
     writeln!(out)?;
-    writeln!(out, "{:<20}{:>18}{:>16}", "traffic", "packets", "bytes")?;
+    writeln!(out, "{title:<20}{:>18}{:>16}", "packets", "bytes")?;
     for (key, name) in DIRECTIONS {
-        let Some(traffic) = status.traffic.get(*key) else { continue };
+        let Some(traffic) = directions.get(*key) else { continue };
         writeln!(out, "  {name:<18}{:>18}{:>16}", count(traffic.packets), bytes(traffic.bytes))?;
+    }
+    Ok(())
+}
+
+fn write_fast_path(out: &mut dyn Write, fast_path: &FastPathReport) -> io::Result<()> {
+    write_traffic(out, "fast path", &fast_path.translated)?;
+    writeln!(
+        out,
+        "  {:<18}{:>18} of {}",
+        "flows",
+        count(fast_path.flows.into()),
+        count(fast_path.capacity.into())
+    )?;
+    if let Some(ratio) = fast_path.hit_ratio {
+        writeln!(out, "  {:<18}{:>16.1} %", "of all packets", ratio * 100.0)?;
+    }
+    let mut misses: Vec<(&String, &u64)> =
+        fast_path.misses.iter().filter(|(_, packets)| **packets > 0).collect();
+    misses.sort_by_key(|(_, packets)| Reverse(**packets));
+    if !misses.is_empty() {
+        writeln!(out)?;
+        writeln!(out, "{:<20}{:>18}", "left to the engine", "packets")?;
+    }
+    for (reason, packets) in misses {
+        writeln!(out, "  {reason:<24}{:>12}", count(*packets))?;
     }
     Ok(())
 }
@@ -87,9 +124,10 @@ fn write_drops(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     let engine = status.drops.iter().map(|(reason, packets)| (reason.as_str(), *packets));
     let datapath = status.datapath_counters.iter();
     let datapath = datapath.filter(|(name, _)| name.ends_with("dropped") || name.ends_with("failed"));
-    let all = engine.chain(datapath.map(|(name, packets)| (name.as_str(), *packets)));
+    let unserved = status.fast_path.as_ref().map(|fast_path| ("unserved_queue", fast_path.unserved));
+    let all = engine.chain(datapath.map(|(name, packets)| (name.as_str(), *packets))).chain(unserved);
     let mut drops: Vec<(&str, u64)> = all.filter(|(_, packets)| *packets > 0).collect();
-    drops.sort_by_key(|(_, packets)| std::cmp::Reverse(*packets));
+    drops.sort_by_key(|(_, packets)| Reverse(*packets));
     writeln!(out)?;
     if drops.is_empty() {
         return writeln!(out, "no packet dropped");
@@ -131,10 +169,8 @@ const WIDTH: usize = 80;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::admin::{Addresses, SessionCounts, TrafficReport};
+    use crate::admin::{Addresses, SessionCounts};
 
     fn status() -> Status {
         let traffic =
@@ -144,7 +180,8 @@ mod tests {
             uptime_seconds: 7440,
             ready: false,
             not_ready: vec!["the next hop 192.0.2.1 does not answer".to_owned()],
-            datapath: "af_packet".to_owned(),
+            datapath: "xdp".to_owned(),
+            datapath_fallback: None,
             external_interface: "ens5".to_owned(),
             internal_interface: "ens5".to_owned(),
             external_addresses: (1..=6)
@@ -169,6 +206,16 @@ mod tests {
             traffic: DIRECTIONS.iter().map(|(key, _)| traffic(key)).collect(),
             drops: BTreeMap::from([("bad_checksum".to_owned(), 0), ("no_session".to_owned(), 12_345)]),
             engine: BTreeMap::new(),
+            fast_path: Some(FastPathReport {
+                flows: 1_835_008,
+                capacity: 2_097_152,
+                refused: 0,
+                hit_ratio: Some(0.98765),
+                translated: ["out_to_external", "out_to_internal", "hairpinned"].iter().map(traffic).collect(),
+                misses: BTreeMap::from([("no_flow".to_owned(), 1_234_567), ("too_big".to_owned(), 0)]),
+                passed: 77,
+                unserved: 0,
+            }),
             datapath_counters: BTreeMap::from([
                 ("received".to_owned(), 9),
                 ("unresolved_dropped".to_owned(), 99_999),
@@ -196,6 +243,28 @@ mod tests {
         let off = Status { source_dest_check: Some("off".to_owned()), ..status() };
         assert!(text(&off).contains("\nsource/dest check off\n"), "{}", text(&off));
         assert!(!text(&status()).contains("source/dest"), "{}", text(&status()));
+    }
+
+    #[test]
+    fn status_shows_how_much_the_fast_path_does() {
+        let with = text(&status());
+        assert!(with.contains("1,835,008 of 2,097,152") && with.contains("98.8 %"), "{with}");
+        assert!(with.contains("no_flow") && !with.contains("too_big"), "zero is not shown: {with}");
+        assert!(!with.contains("unserved_queue"), "{with}");
+        let lost = FastPathReport { unserved: 5, ..status().fast_path.unwrap() };
+        assert!(text(&Status { fast_path: Some(lost), ..status() }).contains("unserved_queue"));
+        assert!(!text(&Status { fast_path: None, ..status() }).contains("fast path"));
+    }
+
+    #[test]
+    fn status_says_why_the_datapath_is_not_xdp() {
+        let reason = Some("the driver ena refuses".to_owned());
+        let fallen = Status { datapath: "af_packet".to_owned(), datapath_fallback: reason, ..status() };
+        let text = text(&fallen);
+        assert!(
+            text.contains("datapath    af_packet\n            not xdp: the driver ena refuses\n"),
+            "{text}"
+        );
     }
 
     #[test]

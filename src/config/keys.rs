@@ -4,7 +4,8 @@ use super::reader::{Reader, Section, alternatives};
 
 /// Every section with its keys. A key that is itself a section is looked into.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["datapath", "nat", "aws", "admin"]),
+    ("", &["datapath", "xdp", "nat", "aws", "admin"]),
+    ("xdp", &["adjust_mtu"]),
     (
         "nat",
         &[

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
+use crate::datapath::{Choice, XdpConfig};
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
 pub use problem::{Problem, Problems};
 use reader::{Reader, Section, quoted};
@@ -41,21 +42,13 @@ pub const HOST_PORTS: RangeInclusive<u16> = 61_000..=65_535;
 pub struct Config {
     /// The file that this was read from; unset if there was none at the default path.
     pub file: Option<PathBuf>,
-    pub datapath: Datapath,
+    pub datapath: Choice,
+    pub xdp: XdpConfig,
     pub nat: Nat,
     pub aws: Aws,
     pub admin: Admin,
     /// What is doubtful in the file, in the order of the lines.
     pub warnings: Vec<Problem>,
-}
-
-/// How packets are moved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Datapath {
-    /// The best that this version has: `af_packet`.
-    #[default]
-    Auto,
-    AfPacket,
 }
 
 /// The section `[nat]`.
@@ -187,7 +180,9 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     };
     let root = Section::root(document.get_ref());
     keys::check(&mut reader, &root);
-    let datapath = read_datapath(&mut reader, &root);
+    let datapaths = [Choice::Auto, Choice::Xdp, Choice::AfPacket].map(|choice| (choice.label(), choice));
+    let datapath = reader.choice(&root, "datapath", &datapaths).unwrap_or_default();
+    let xdp = read_xdp(&mut reader, &root);
     let nat = nat::read(&mut reader, &root);
     let aws = read_aws(&mut reader, &root);
     let socket = reader
@@ -198,20 +193,16 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     problems.sort_by_key(|problem| problem.line);
     warnings.sort_by_key(|problem| problem.line);
     if problems.is_empty() {
-        Ok(Config { file: Some(path.to_owned()), datapath, nat, aws, admin: Admin { socket }, warnings })
+        let (file, admin) = (Some(path.to_owned()), Admin { socket });
+        Ok(Config { file, datapath, xdp, nat, aws, admin, warnings })
     } else {
         Err(Problems(problems))
     }
 }
 
-fn read_datapath(reader: &mut Reader<'_>, root: &Section<'_>) -> Datapath {
-    let parsed = reader.parsed(root, "datapath", |text| match text {
-        "auto" => Ok(Datapath::Auto),
-        "af_packet" => Ok(Datapath::AfPacket),
-        "xdp" => Err("\"xdp\" is not in this version; use auto or af_packet".to_owned()),
-        other => Err(format!("{} is not known; use auto or af_packet", quoted(other))),
-    });
-    parsed.map_or_else(Datapath::default, |datapath| datapath.value)
+fn read_xdp(reader: &mut Reader<'_>, root: &Section<'_>) -> XdpConfig {
+    let Some(section) = reader.section(root, "xdp") else { return XdpConfig::default() };
+    XdpConfig { adjust_mtu: reader.boolean(&section, "adjust_mtu").unwrap_or_default() }
 }
 
 fn read_aws(reader: &mut Reader<'_>, root: &Section<'_>) -> Aws {

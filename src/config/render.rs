@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::nat::{EXHAUSTIONS, FILTERINGS, MAPPINGS, PROFILES};
-use super::{Config, Datapath, Nat, Switch};
+use super::{Config, Nat, Switch};
 
 /// The effective configuration: TOML that says the same as the file and the defaults together. What follows
 /// from the host is left out, with a comment in its place.
@@ -17,11 +17,8 @@ pub fn render(config: &Config) -> String {
 }
 
 fn write(out: &mut String, config: &Config) -> std::fmt::Result {
-    let datapath = match config.datapath {
-        Datapath::Auto => "auto",
-        Datapath::AfPacket => "af_packet",
-    };
-    writeln!(out, "datapath = {datapath:?}")?;
+    writeln!(out, "datapath = {:?}", config.datapath.label())?;
+    writeln!(out, "\n[xdp]\nadjust_mtu = {}", config.xdp.adjust_mtu)?;
     writeln!(out, "\n[nat]")?;
     write_nat(out, &config.nat)?;
     let enabled = match config.aws.enabled {

@@ -119,6 +119,8 @@ pub fn resolve(config: &Config, host: &HostFacts) -> Result<Resolved, Vec<Resolv
         external: external.clone(),
         internal: internal.clone(),
         bypass: config.nat.bypass.clone().unwrap_or(prefixes),
+        datapath: config.datapath,
+        xdp: config.xdp,
     };
     Ok(Resolved { datapath, nat })
 }

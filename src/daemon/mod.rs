@@ -25,7 +25,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::admin::{self, Description};
 use crate::config::{self, CloudFacts, Config, HostFacts, Problems, ResolveError, Resolved};
-use crate::datapath::{self, Handle, Worker};
+use crate::datapath::{self, Handle, Kind, Worker};
 use crate::nat;
 pub use checks::Refusal;
 use cloud::Cloud;
@@ -130,7 +130,11 @@ async fn supervise(options: &Options) -> Result<(), Error> {
     let server = tokio::spawn(server);
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
     server.abort();
-    let stopped = timeout(STOP_TIME, tokio::task::spawn_blocking(move || worker.stop())).await;
+    let patience = match running.description.borrow().chosen.kind {
+        Kind::AfPacket => STOP_TIME,
+        Kind::Xdp => DETACH_TIME,
+    };
+    let stopped = timeout(patience, tokio::task::spawn_blocking(move || worker.stop())).await;
     match stopped {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => {
@@ -201,9 +205,13 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
     let worker = datapath::spawn(datapath.clone(), nat.clone())?;
+    let chosen = worker.chosen().clone();
+    if let Some(reason) = &chosen.fallback {
+        tracing::warn!(reason, "xdp cannot be used, taking packet sockets (af_packet) instead");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        datapath = DATAPATH,
+        datapath = chosen.kind.label(),
         external_interface = datapath.external.name,
         internal_interface = datapath.internal.name,
         external = external(&nat),
@@ -214,7 +222,7 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     );
     let handle = worker.handle();
     let source_dest_check = cloud.source_dest_check();
-    let description = Description { datapath: DATAPATH, config: datapath, nat, source_dest_check };
+    let description = Description { chosen, config: datapath, nat, source_dest_check };
     let (description, _) = watch::channel(description);
     let running = Running {
         options: options.clone(),
@@ -276,11 +284,12 @@ fn lines(items: &[impl std::fmt::Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// The one that this version has.
-const DATAPATH: &str = "af_packet";
-
 /// How often readiness is looked at.
 const TICK: Duration = Duration::from_millis(250);
 
 /// How long the worker, and then the runtime, may take to stop.
 const STOP_TIME: Duration = Duration::from_millis(450);
+
+/// How long the worker may take to detach the programs and put the interfaces' settings back: some drivers start the
+/// device anew for each.
+const DETACH_TIME: Duration = Duration::from_secs(10);

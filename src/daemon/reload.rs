@@ -114,6 +114,9 @@ impl Running {
         } else if self.config.nat.internal_interface.is_some() {
             compare("nat.internal_interface", internal.clone(), external.clone());
         }
+        let (datapath, adjust_mtu) = (running.config.datapath, running.config.xdp.adjust_mtu);
+        compare("datapath", datapath.label().to_owned(), config.datapath.label().to_owned());
+        compare("xdp.adjust_mtu", adjust_mtu.to_string(), config.xdp.adjust_mtu.to_string());
         compare("aws.enabled", switch(self.config.aws.enabled), switch(config.aws.enabled));
         if self.options.socket.is_none() {
             let path = |path: &std::path::Path| path.display().to_string();

@@ -8,18 +8,18 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
-use ipnet::Ipv4Net;
 use nix::poll::{PollFd, PollFlags};
 
 use super::Counters;
-use super::filter::{Filter, FilterConfig, FilterError, Roles};
+use super::classifier::{BpfError, ClassifierConfig, Roles};
+use super::filter::Filter;
+use super::forwarding::{ETHERNET, ETHERTYPE_IPV4, Forwarded, Forwarding, destination_of, write_addresses};
 use super::netlink::Link;
-use super::next_hop::{Hop, Mac, NextHops};
+use super::next_hop::{Hop, Mac};
 use super::sys::{BATCH, Frames, Outgoing, PacketSocket};
 use super::vnet::VnetHeader;
-use crate::nat::{Engine, Side, Transmit, Verdict};
+use crate::nat::{Engine, Side, Transmit};
 use crate::time::Instant;
-use crate::wire::Packet;
 
 /// Why there is no traffic on an interface.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum PortError {
     #[error("packet socket")]
     Socket(#[source] io::Error),
     #[error("packet filter")]
-    Filter(#[from] FilterError),
+    Filter(#[from] BpfError),
 }
 
 /// One of our interfaces, with its socket and its filter.
@@ -36,6 +36,7 @@ pub struct Port {
     /// 0: there is no such interface.
     pub index: u32,
     pub mac: Mac,
+    pub mtu: u32,
     /// Up, and with a carrier.
     pub running: bool,
     pub roles: Roles,
@@ -51,7 +52,7 @@ impl Port {
     /// A port on an interface, closed so far.
     #[must_use]
     pub fn new(name: String, roles: Roles) -> Self {
-        Self { name, index: 0, mac: Mac::default(), running: false, roles, open: None }
+        Self { name, index: 0, mac: Mac::default(), mtu: 0, running: false, roles, open: None }
     }
 
     /// Whether frames can come and go.
@@ -79,6 +80,7 @@ impl Port {
         }
         self.index = link.index;
         self.mac = mac;
+        self.mtu = link.mtu;
         self.running = link.running;
         self.open.is_none()
     }
@@ -87,12 +89,14 @@ impl Port {
     ///
     /// # Errors
     /// See [`PortError`]; the port stays closed.
-    pub fn open(&mut self, config: &FilterConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), PortError> {
+    pub fn open(&mut self, config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), PortError> {
         let mut filter = Filter::load(config, host)?;
         let socket = PacketSocket::open().map_err(PortError::Socket)?;
         filter.capture(&socket)?;
         socket.bind(self.index).map_err(PortError::Socket)?;
-        filter.divert(&self.name)?;
+        if !config.shares() {
+            filter.divert(&self.name)?;
+        }
         self.open = Some(Open { socket, filter });
         Ok(())
     }
@@ -105,8 +109,8 @@ impl Port {
     /// Changes what the filter goes by.
     ///
     /// # Errors
-    /// See [`FilterError`].
-    pub fn configure(&mut self, config: &FilterConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), FilterError> {
+    /// See [`BpfError`].
+    pub fn configure(&mut self, config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), BpfError> {
         self.open.as_mut().map_or(Ok(()), |open| open.filter.configure(config, host))
     }
 }
@@ -115,9 +119,7 @@ impl Port {
 pub struct AfPacket {
     /// One-armed one, else the external and the internal one.
     pub ports: Vec<Port>,
-    pub next_hops: NextHops,
-    pub counters: Counters,
-    internal: Vec<Ipv4Net>,
+    pub forwarding: Forwarding,
     frames: Frames,
     outgoing: Outgoing,
     /// What is to be sent by each port, in order.
@@ -139,21 +141,14 @@ impl AfPacket {
     #[must_use]
     pub fn new(ports: Vec<Port>) -> Self {
         Self {
-            next_hops: NextHops::new(ports.iter().map(|port| port.index).collect()),
+            forwarding: Forwarding::new(ports.iter().map(|port| port.index).collect()),
             queues: ports.iter().map(|_| Vec::with_capacity(BATCH)).collect(),
             ports,
-            counters: Counters::default(),
-            internal: Vec::new(),
             frames: Frames::new(),
             outgoing: Outgoing::new(),
             made: Vec::new(),
             made_count: 0,
         }
-    }
-
-    /// Sets whose packets come from inside, which only the source address tells when there is one interface.
-    pub fn set_internal(&mut self, internal: &[Ipv4Net]) {
-        self.internal = Ipv4Net::aggregate(&internal.to_vec());
     }
 
     /// The port of a side.
@@ -185,7 +180,7 @@ impl AfPacket {
                     0
                 }
             };
-            self.counters.received += count as u64;
+            self.forwarding.counters.received += count as u64;
             for index in 0..count {
                 self.translate(now, engine, port, index);
             }
@@ -204,12 +199,12 @@ impl AfPacket {
 
     /// Sends the frames whose neighbour has been found.
     pub fn send_released(&mut self) {
-        while let Some(mut released) = self.next_hops.poll_released() {
+        while let Some(mut released) = self.forwarding.next_hops.poll_released() {
             let Some(port) = self.ports.iter().position(|port| port.index == released.interface) else {
                 continue;
             };
-            if let Some(head) = released.frame.first_chunk_mut() {
-                write_addresses(head, released.mac, self.ports[port].mac);
+            if let Some(ethernet) = released.frame.get_mut(VnetHeader::BYTES..) {
+                write_addresses(ethernet, released.mac, self.ports[port].mac);
                 self.queue_frame(port, released.frame);
             }
         }
@@ -234,7 +229,7 @@ impl AfPacket {
                         count += 1;
                     }
                 }
-                send_all(port, &mut self.outgoing, &list[..count], &mut self.counters);
+                send_all(port, &mut self.outgoing, &list[..count], &mut self.forwarding.counters);
             }
             queue.clear();
         }
@@ -244,44 +239,30 @@ impl AfPacket {
 
     fn translate(&mut self, now: Instant, engine: &mut Engine, port: usize, index: usize) {
         let Some(frame) = self.frames.frame_mut(index) else {
-            self.counters.receive_malformed += 1;
+            self.forwarding.counters.receive_malformed += 1;
             return;
         };
-        let Some((head, bytes)) = frame.split_first_chunk_mut::<HEAD>() else {
-            self.counters.receive_malformed += 1;
+        let Some((head, ethernet)) = frame.split_first_chunk_mut::<{ VnetHeader::BYTES }>() else {
+            self.forwarding.counters.receive_malformed += 1;
             return;
         };
-        let header = read_vnet(head);
-        let transport = 14 + bytes.first().map_or(0, |byte| usize::from(byte & 0x0f) * 4);
-        let (Some(offload), true) = (header.offload(transport), head[HEAD - 2..] == ETHERTYPE_IPV4) else {
-            self.counters.receive_malformed += 1;
+        let header = VnetHeader::read(*head);
+        let transport = ETHERNET + ethernet.get(ETHERNET).map_or(0, |byte| usize::from(byte & 0x0f) * 4);
+        let Some(offload) = header.offload(transport) else {
+            self.forwarding.counters.receive_malformed += 1;
             return;
         };
-        // By the source on the external port, too: a client that hairpins to the private external address comes in
-        // there, since the VPC has a route of its own to that.
-        let side = if port > 0 { Side::Internal } else { side_of(&self.internal, bytes) };
-        let mut packet = Packet { bytes, offload };
-        let to = match engine.handle_packet(now, side, &mut packet) {
-            Verdict::Forward => Some(side.opposite()),
-            Verdict::Hairpin => Some(Side::Internal),
-            Verdict::Queued | Verdict::Reply(_) | Verdict::Drop(_) => None,
-        };
-        if let (Some(to), Some(destination)) = (to, destination_of(packet.bytes)) {
-            let length = HEAD + packet.bytes.len();
-            write_vnet(head, header.translated(offload, packet.offload));
-            let out = match to {
-                Side::External => 0,
-                Side::Internal => self.ports.len() - 1,
-            };
-            let out_port = &self.ports[out];
-            match self.next_hops.lookup(now, out_port.index, destination) {
-                Hop::Ready(mac) => {
-                    write_addresses(head, mac, out_port.mac);
-                    self.queues[out].push(Queued::Received(index, length));
-                }
-                Hop::Unresolved(gateway) => self.next_hops.hold(out_port.index, gateway, &frame[..length]),
-                Hop::Unreachable => self.counters.unreachable_dropped += 1,
+        match self.forwarding.forward(now, engine, &self.ports, port, ethernet, offload) {
+            Forwarded::Send { port, length, offload: left } => {
+                *head = header.translated(offload, left).bytes();
+                self.queues[port].push(Queued::Received(index, VnetHeader::BYTES + length));
             }
+            Forwarded::Hold { port, gateway, length, offload: left } => {
+                *head = header.translated(offload, left).bytes();
+                let frame = &frame[..VnetHeader::BYTES + length];
+                self.forwarding.next_hops.hold(self.ports[port].index, gateway, frame);
+            }
+            Forwarded::Nothing => {}
         }
         self.queue_transmits(now, engine);
     }
@@ -292,9 +273,9 @@ impl AfPacket {
         let out = &self.ports[port];
         let mut head = [0; HEAD];
         head[HEAD - 2..].copy_from_slice(&ETHERTYPE_IPV4);
-        let hop = self.next_hops.lookup(now, out.index, destination);
+        let hop = self.forwarding.next_hops.lookup(now, out.index, destination);
         if let Hop::Ready(mac) = hop {
-            write_addresses(&mut head, mac, out.mac);
+            write_addresses(&mut head[VnetHeader::BYTES..], mac, out.mac);
         }
         let mut frame = self.made.get_mut(self.made_count).map(std::mem::take).unwrap_or_default();
         frame.clear();
@@ -302,8 +283,8 @@ impl AfPacket {
         frame.extend_from_slice(&transmit.packet);
         match hop {
             Hop::Ready(_) => self.queue_frame(port, frame),
-            Hop::Unresolved(gateway) => self.next_hops.hold(out.index, gateway, &frame),
-            Hop::Unreachable => self.counters.unreachable_dropped += 1,
+            Hop::Unresolved(gateway) => self.forwarding.next_hops.hold(out.index, gateway, &frame),
+            Hop::Unreachable => self.forwarding.counters.unreachable_dropped += 1,
         }
     }
 
@@ -354,36 +335,8 @@ fn send_all(port: &Port, outgoing: &mut Outgoing, mut frames: &[&[u8]], counters
     }
 }
 
-fn side_of(internal: &[Ipv4Net], packet: &[u8]) -> Side {
-    let source = packet.get(12..16).and_then(|bytes| bytes.first_chunk::<4>());
-    match source.map(|octets| Ipv4Addr::from(*octets)) {
-        Some(source) if internal.iter().any(|prefix| prefix.contains(&source)) => Side::Internal,
-        _ => Side::External,
-    }
-}
-
-fn destination_of(packet: &[u8]) -> Option<Ipv4Addr> {
-    packet.get(16..20)?.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
-}
-
-fn read_vnet(head: &[u8; HEAD]) -> VnetHeader {
-    let mut bytes = [0; VnetHeader::BYTES];
-    bytes.copy_from_slice(&head[..VnetHeader::BYTES]);
-    VnetHeader::read(bytes)
-}
-
-fn write_vnet(head: &mut [u8; HEAD], header: VnetHeader) {
-    head[..VnetHeader::BYTES].copy_from_slice(&header.bytes());
-}
-
-fn write_addresses(head: &mut [u8; HEAD], destination: Mac, source: Mac) {
-    head[VnetHeader::BYTES..][..6].copy_from_slice(&destination);
-    head[VnetHeader::BYTES + 6..][..6].copy_from_slice(&source);
-}
-
 /// The virtio-net and the Ethernet header.
-const HEAD: usize = VnetHeader::BYTES + 14;
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const HEAD: usize = VnetHeader::BYTES + ETHERNET;
 
 /// How often, and how long each time, a full socket is waited for.
 const SEND_WAITS: u32 = 2;

@@ -8,12 +8,15 @@
 //! Changes no setting of the host; what it attaches to interfaces is gone when it has stopped.
 
 mod af_packet;
+mod classifier;
 mod filter;
+mod forwarding;
 mod netlink;
 mod next_hop;
 mod sys;
 mod vnet;
 mod worker;
+mod xdp;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -23,10 +26,11 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 pub use af_packet::PortError;
-pub use filter::FilterError;
+pub use classifier::BpfError;
 pub use worker::{Handle, Worker, spawn};
+pub use xdp::{DriverError, XdpError};
 
-use crate::nat::{self, SessionRecord};
+use crate::nat::{self, SessionRecord, Traffic};
 use crate::wire::Protocol;
 
 /// What the worker needs besides the engine's own configuration.
@@ -37,6 +41,64 @@ pub struct Config {
     pub internal: Interface,
     /// Destinations that are never translated: at most 64 prefixes, after joining neighbouring ones.
     pub bypass: Vec<Ipv4Net>,
+    pub datapath: Choice,
+    pub xdp: XdpConfig,
+}
+
+/// Which datapath is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// XDP if every interface can do it natively, else packet sockets.
+    #[default]
+    Auto,
+    Xdp,
+    AfPacket,
+}
+
+impl Choice {
+    /// As it is written in the configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::AfPacket => "af_packet",
+        }
+    }
+}
+
+/// What matters to the XDP datapath alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpConfig {
+    /// Lower the MTU of an interface whose driver cannot do XDP with it.
+    pub adjust_mtu: bool,
+}
+
+/// Which datapath runs, and why it is not the other one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub kind: Kind,
+    /// Why XDP was not taken, where it was not ruled out.
+    pub fallback: Option<String>,
+}
+
+/// A datapath.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    AfPacket,
+    Xdp,
+}
+
+impl Kind {
+    /// As it is written in the configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::AfPacket => "af_packet",
+            Self::Xdp => "xdp",
+        }
+    }
 }
 
 /// A network interface of this host.
@@ -66,12 +128,16 @@ pub enum Error {
         #[source]
         source: PortError,
     },
-    #[error("the packet filter cannot hold the configuration")]
-    Filter(#[from] FilterError),
+    #[error("the BPF programs cannot hold the configuration")]
+    Classifier(#[from] BpfError),
+    #[error("there is no XDP here")]
+    Xdp(#[from] XdpError),
     #[error("the NAT engine refuses its configuration")]
     Engine(#[from] nat::ConfigError),
     #[error("the kernel gives no randomness")]
     Randomness(#[source] io::Error),
+    #[error("the kernel's clock cannot be read")]
+    Clock(#[source] io::Error),
     #[error("the packet worker cannot be started")]
     Thread(#[source] io::Error),
     #[error("the packet worker panicked")]
@@ -102,11 +168,64 @@ pub struct Counters {
     pub netlink_overflows: u64,
 }
 
+/// What the fast path counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FastPath {
+    /// Packets that it translated.
+    pub out_to_external: Traffic,
+    pub out_to_internal: Traffic,
+    pub hairpinned: Traffic,
+    /// Packets that it left to the engine, by [`Miss`], in the order of [`Miss::ALL`].
+    pub misses: [u64; Miss::ALL.len()],
+    /// Packets of the host, and those that may be.
+    pub passed: u64,
+    /// NAT's packets that came by a receive queue without a socket, and were dropped.
+    pub unserved: u64,
+    /// Flows in its table, and how many it holds.
+    pub flows: u32,
+    pub capacity: u32,
+}
+
+/// Why the fast path left a packet to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Miss {
+    /// Its session is not (yet) carried.
+    NoFlow,
+    /// IP options, a fragment, a used up TTL, a wrong checksum, or another protocol than TCP and UDP.
+    Unusual,
+    /// A TCP segment with SYN, FIN or RST.
+    TcpFlags,
+    /// Longer than the next link takes.
+    TooBig,
+    /// Its next hop has no known MAC address.
+    NoNextHop,
+}
+
+impl Miss {
+    /// All of them, in the order of their counters.
+    pub const ALL: &[Self] = &[Self::NoFlow, Self::Unusual, Self::TcpFlags, Self::TooBig, Self::NoNextHop];
+
+    /// The label, in snake case.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::NoFlow => "no_flow",
+            Self::Unusual => "unusual",
+            Self::TcpFlags => "tcp_flags",
+            Self::TooBig => "too_big",
+            Self::NoNextHop => "no_next_hop",
+        }
+    }
+}
+
 /// The worker's state at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub counters: nat::Counters,
     pub datapath: Counters,
+    /// What the fast path did, where there is one. The engine's counters hold its traffic as well.
+    pub fast_path: Option<FastPath>,
     /// Why packets would not flow, in words for the operator; empty when they would.
     pub not_ready: Vec<String>,
     /// Since the worker was started.

@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -35,6 +35,17 @@ pub struct Link {
     pub running: bool,
     pub mac: Option<Mac>,
     pub mtu: u32,
+    /// The XDP program that is attached, by whomever.
+    pub xdp: Option<AttachedXdp>,
+}
+
+/// An XDP program on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachedXdp {
+    /// The program's id in the kernel.
+    pub id: u32,
+    /// `native`, `generic` or `offloaded`.
+    pub mode: &'static str,
 }
 
 /// Links, addresses and routes at one moment.
@@ -162,6 +173,37 @@ pub fn dump_topology() -> io::Result<Topology> {
     Ok(topology)
 }
 
+/// One link at this moment; `None` if there is none of this index.
+///
+/// # Errors
+/// As [`dump_topology`].
+pub fn link(index: u32) -> io::Result<Option<Link>> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    let mut found = None;
+    let asked = ask(RouteNetlinkMessage::GetLink(request), NLM_F_ACK, &mut |message| {
+        if let RouteNetlinkMessage::NewLink(link) = message {
+            found = link_of(&link);
+        }
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => Ok(found),
+    }
+}
+
+/// Sets a link's MTU, in bytes.
+///
+/// # Errors
+/// `EINVAL` when the driver cannot; otherwise as [`dump_topology`].
+pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.attributes.push(LinkAttribute::Mtu(mtu));
+    ask(RouteNetlinkMessage::SetLink(request), NLM_F_ACK, &mut |_| {})
+}
+
 /// Reads the neighbours, those without a MAC address included.
 ///
 /// # Errors
@@ -179,10 +221,15 @@ pub fn dump_neighbours() -> io::Result<Vec<Neighbour>> {
 }
 
 fn dump(request: RouteNetlinkMessage, visit: &mut dyn FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+    ask(request, NLM_F_DUMP, visit)
+}
+
+/// Sends a request and visits what comes, up to the end of the dump or the acknowledgement.
+fn ask(request: RouteNetlinkMessage, flags: u16, visit: &mut dyn FnMut(RouteNetlinkMessage)) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.set_non_blocking(true)?;
-    send(&socket, request, NLM_F_REQUEST | NLM_F_DUMP)?;
+    send(&socket, request, NLM_F_REQUEST | flags)?;
     let mut buffer = vec![0; MESSAGE_BYTES];
     let mut done = None;
     while done.is_none() {
@@ -194,6 +241,7 @@ fn dump(request: RouteNetlinkMessage, visit: &mut dyn FnMut(RouteNetlinkMessage)
         for_each_message(&buffer[..length], |message| match message.payload {
             NetlinkPayload::InnerMessage(inner) => visit(inner),
             NetlinkPayload::Done(_) => done = Some(Ok(message.header.flags & NLM_F_DUMP_INTR != 0)),
+            NetlinkPayload::Error(error) if error.code.is_none() => done = Some(Ok(false)),
             NetlinkPayload::Error(error) => done = Some(Err(error.to_io())),
             _ => {}
         });
@@ -271,16 +319,28 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         running: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         mac: None,
         mtu: 0,
+        xdp: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(attached_xdp),
             LinkAttribute::Address(address) => link.mac = Mac::try_from(address.as_slice()).ok(),
             _ => {}
         }
     }
     (!link.name.is_empty()).then_some(link)
+}
+
+/// Each mode has an attribute of its own; the one that is for all modes says no mode.
+fn attached_xdp(attribute: &LinkXdp) -> Option<AttachedXdp> {
+    match attribute {
+        LinkXdp::DrvProgId(id) => Some(AttachedXdp { id: *id, mode: "native" }),
+        LinkXdp::SkbProgId(id) => Some(AttachedXdp { id: *id, mode: "generic" }),
+        LinkXdp::HwProgId(id) => Some(AttachedXdp { id: *id, mode: "offloaded" }),
+        _ => None,
+    }
 }
 
 fn address_of(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {

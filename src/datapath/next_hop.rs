@@ -88,6 +88,9 @@ pub struct NextHops {
     held_frames: usize,
     held_bytes: usize,
     dropped: u64,
+    /// How often a neighbour, and how often the routes, have changed.
+    neighbour_changes: u64,
+    route_changes: u64,
 }
 
 impl NextHops {
@@ -106,6 +109,8 @@ impl NextHops {
             held_frames: 0,
             held_bytes: 0,
             dropped: 0,
+            neighbour_changes: 0,
+            route_changes: 0,
         }
     }
 
@@ -118,6 +123,7 @@ impl NextHops {
     /// Replaces the interfaces; neighbours on others are forgotten.
     pub fn set_interfaces(&mut self, interfaces: Vec<u32>) {
         self.known.retain(|(interface, _), _| interfaces.contains(interface));
+        self.neighbour_changes += 1;
         let gone: Vec<_> = self.pending.keys().filter(|key| !interfaces.contains(&key.0)).copied().collect();
         for key in gone {
             self.give_up(key);
@@ -128,7 +134,7 @@ impl NextHops {
 
     /// Replaces all routes. Past [`ROUTES`] the most specific are kept; gives whether all were.
     pub fn set_routes(&mut self, routes: impl IntoIterator<Item = Route>) -> bool {
-        self.routes.clear();
+        let before = std::mem::take(&mut self.routes);
         self.routes.extend(
             routes
                 .into_iter()
@@ -138,6 +144,7 @@ impl NextHops {
         self.routes.sort_by_key(|route| (Reverse(route.prefix.prefix_len()), route.metric));
         let complete = self.routes.len() <= ROUTES;
         self.routes.truncate(ROUTES);
+        self.route_changes += u64::from(self.routes != before);
         self.invalidate();
         complete
     }
@@ -145,6 +152,7 @@ impl NextHops {
     /// Replaces all neighbours. Frames go on waiting for those that are still not found.
     pub fn set_neighbours(&mut self, neighbours: impl IntoIterator<Item = Neighbour>) {
         self.known.clear();
+        self.neighbour_changes += 1;
         self.invalidate();
         // One that failed may have done so before we asked.
         for neighbour in neighbours.into_iter().filter(|neighbour| neighbour.mac.is_some()) {
@@ -160,6 +168,7 @@ impl NextHops {
         }
         let Some(mac) = neighbour.mac else {
             if self.known.remove(&key).is_some() {
+                self.neighbour_changes += 1;
                 self.invalidate();
             }
             if neighbour.failed {
@@ -172,11 +181,13 @@ impl NextHops {
             Some(known) if known.mac == mac => {}
             Some(known) => {
                 known.mac = mac;
+                self.neighbour_changes += 1;
                 self.invalidate();
             }
             None if room => {
                 // Never confirmed by us: the first use is to be told.
                 self.known.insert(key, Known { mac, confirm_at: Instant::ORIGIN });
+                self.neighbour_changes += 1;
             }
             None => {}
         }
@@ -233,6 +244,35 @@ impl NextHops {
             self.requests.push_back(key);
         }
         Hop::Unresolved(gateway)
+    }
+
+    /// The neighbour that packets to `destination` are sent to when they leave by `interface`: its gateway, or itself.
+    #[must_use]
+    pub fn gateway(&self, interface: u32, destination: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.route(interface, destination).map(|route| route.gateway.unwrap_or(destination))
+    }
+
+    /// A neighbour's MAC address, if it is known.
+    #[must_use]
+    pub fn mac(&self, interface: u32, neighbour: Ipv4Addr) -> Option<Mac> {
+        self.known.get(&(interface, neighbour)).map(|known| known.mac)
+    }
+
+    /// Says that somebody else uses a neighbour, so that it stays known: it is confirmed, or asked for, when it is time.
+    pub fn keep(&mut self, now: Instant, interface: u32, neighbour: Ipv4Addr) {
+        let _ = self.neighbour(now, interface, neighbour, neighbour);
+    }
+
+    /// Rises whenever a neighbour may have changed.
+    #[must_use]
+    pub fn neighbour_changes(&self) -> u64 {
+        self.neighbour_changes
+    }
+
+    /// Rises whenever the routes have changed.
+    #[must_use]
+    pub fn route_changes(&self) -> u64 {
+        self.route_changes
     }
 
     /// Keeps a copy of a frame until its neighbour is found. Past the limits, the frame is dropped and counted.

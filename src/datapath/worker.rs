@@ -17,10 +17,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{oneshot, watch};
 
 use super::af_packet::{AfPacket, Port};
-use super::filter::{FilterConfig, Roles};
+use super::classifier::{ClassifierConfig, Roles};
 use super::netlink::{self, Change, Events, EventsError, Topology};
 use super::sys;
-use super::{Config, Error, SessionFilter, SessionPage, Snapshot, Stopped};
+use super::xdp::Xdp;
+use super::{Choice, Chosen, Config, Error, Kind, SessionFilter, SessionPage, Snapshot, Stopped};
 use crate::nat::{self, Engine, Event, SessionRecord, Side};
 use crate::time::Instant;
 
@@ -32,6 +33,7 @@ use crate::time::Instant;
 pub fn spawn(config: Config, engine_config: nat::Config) -> Result<Worker, Error> {
     let seed = sys::random_seed().map_err(Error::Randomness)?;
     let core = Core::new(config, engine_config, seed)?;
+    let chosen = core.chosen.clone();
     let wake = Arc::new(
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| Error::Thread(errno.into()))?,
@@ -47,13 +49,14 @@ pub fn spawn(config: Config, engine_config: nat::Config) -> Result<Worker, Error
             core.run(&inbox, &wake);
         })
         .map_err(Error::Thread)?;
-    Ok(Worker { handle, thread: Some(thread) })
+    Ok(Worker { handle, chosen, thread: Some(thread) })
 }
 
 /// The running worker. Dropping it stops it.
 #[derive(Debug)]
 pub struct Worker {
     handle: Handle,
+    chosen: Chosen,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -62,6 +65,12 @@ impl Worker {
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Which datapath it runs.
+    #[must_use]
+    pub const fn chosen(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// Stops the worker and waits until it has detached everything, well within a second.
@@ -158,15 +167,19 @@ enum Command {
 
 /// What is sent to the thread; [`AfPacket`], with its buffers, is made there.
 struct Core {
+    started: std::time::Instant,
     config: Config,
     engine: Engine,
     ports: Vec<Port>,
+    xdp: Option<Xdp>,
+    chosen: Chosen,
     events: Events,
     topology: Topology,
 }
 
 impl Core {
     fn new(config: Config, engine_config: nat::Config, seed: [u8; 16]) -> Result<Self, Error> {
+        let (started, origin_nanos) = (clock(), sys::monotonic_nanos().map_err(Error::Clock)?);
         // Before the dumps, so that no change falls in between.
         let events = Events::subscribe().map_err(Error::Netlink)?;
         let topology = netlink::dump_topology().map_err(Error::Netlink)?;
@@ -183,22 +196,43 @@ impl Core {
             if !port.update(Some(link)) {
                 return Err(Error::NotEthernet(port.name.clone()));
             }
-            let rules = FilterConfig::new(port.roles, &config.bypass, &engine_config)?;
+        }
+        let rules = |port: &Port| ClassifierConfig::new(port.roles, &config.bypass, &engine_config);
+        let virtual_ethernet =
+            ports.iter().find(|port| sys::driver(&port.name).is_ok_and(|driver| driver == "veth"));
+        let (xdp, fallback) = match (config.datapath, virtual_ethernet) {
+            (Choice::AfPacket, _) => (None, None),
+            (Choice::Auto, Some(port)) => (None, Some(format!("interface {}: {VIRTUAL_ETHERNET}", port.name))),
+            (Choice::Auto | Choice::Xdp, _) => {
+                let flows = engine_config.limits.sessions.saturating_mul(2).max(2);
+                let rules = rules(&ports[0])?;
+                match Xdp::new(config.xdp, &ports, &rules, &host, flows, origin_nanos) {
+                    Ok(xdp) => (Some(xdp), None),
+                    Err(error) if config.datapath == Choice::Auto => (None, Some(with_causes(&error))),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        for port in &mut ports {
+            let rules = shared(rules(port)?, xdp.is_some());
             port.open(&rules, &host).map_err(|source| Error::Port { interface: port.name.clone(), source })?;
         }
-        let engine = Engine::new(engine_config, seed)?;
-        Ok(Self { config, engine, ports, events, topology })
+        let kind = if xdp.is_some() { Kind::Xdp } else { Kind::AfPacket };
+        let engine = Engine::new(adapted(engine_config, xdp.as_ref(), ports.len()), seed)?;
+        let chosen = Chosen { kind, fallback };
+        Ok(Self { started, config, engine, ports, xdp, chosen, events, topology })
     }
 
     fn run(self, inbox: &mpsc::Receiver<Command>, wake: &EventFd) {
         let mut datapath = AfPacket::new(self.ports);
-        datapath.set_internal(&self.engine.config().internal);
+        datapath.forwarding.set_internal(&self.engine.config().internal);
         let mut state = State {
-            started: clock(),
+            started: self.started,
             now: Instant::ORIGIN,
             config: self.config,
             engine: self.engine,
             datapath,
+            xdp: self.xdp,
             events: self.events,
             host: BTreeSet::new(),
             addresses: Vec::new(),
@@ -210,6 +244,27 @@ impl Core {
         state.refresh = Refresh { wanted: false, neighbours: true, not_before: Instant::ORIGIN };
         state.run(inbox, wake);
     }
+}
+
+/// What a packet socket lets through: beside XDP, only what is the kernel's as well.
+fn shared(rules: ClassifierConfig, beside_xdp: bool) -> ClassifierConfig {
+    if beside_xdp { rules.shared_only() } else { rules }
+}
+
+/// The engine's configuration, as the datapath needs it: with a fast path to hand sessions to, and with the MTUs that
+/// its drivers demanded.
+fn adapted(mut config: nat::Config, xdp: Option<&Xdp>, ports: usize) -> nat::Config {
+    if let Some(xdp) = xdp {
+        config.offload_after = Some(OFFLOAD_AFTER);
+        let lower = |mtu: &mut u16, port: usize| {
+            if let Some(lowered) = xdp.lowered_mtu(port) {
+                *mtu = u16::try_from(lowered).map_or(*mtu, |lowered| lowered.min(*mtu));
+            }
+        };
+        lower(&mut config.external_mtu, 0);
+        lower(&mut config.internal_mtu, ports - 1);
+    }
+    config
 }
 
 /// When links, addresses and routes are to be read again.
@@ -226,6 +281,8 @@ struct State {
     config: Config,
     engine: Engine,
     datapath: AfPacket,
+    /// What carries most packets, if there is one.
+    xdp: Option<Xdp>,
     events: Events,
     /// Every address of this host.
     host: BTreeSet<Ipv4Addr>,
@@ -245,6 +302,9 @@ impl State {
             self.now =
                 Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX));
             more = self.datapath.pump(self.now, &mut self.engine);
+            if let Some(xdp) = &mut self.xdp {
+                more |= xdp.pump(self.now, &mut self.engine, &mut self.datapath);
+            }
             if woken {
                 // Before the commands are taken, so that a later one wakes again.
                 let _ = wake.read();
@@ -256,6 +316,9 @@ impl State {
             }
             self.follow_kernel(changed);
             more |= self.handle_timeouts();
+            if let Some(xdp) = &mut self.xdp {
+                more |= xdp.follow_engine(self.now, &mut self.engine, &mut self.datapath);
+            }
             self.drain_events();
         }
     }
@@ -270,6 +333,9 @@ impl State {
         for socket in self.datapath.ports.iter().filter_map(Port::socket) {
             polled.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         }
+        for fd in self.xdp.iter().flat_map(Xdp::fds) {
+            polled.push(PollFd::new(fd, PollFlags::POLLIN));
+        }
         // Interrupted, nothing is ready; the next time tells.
         let _ = nix::poll::poll(&mut polled, timeout);
         let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
@@ -278,8 +344,12 @@ impl State {
 
     fn poll_timeout(&self) -> PollTimeout {
         let refresh = (self.refresh.wanted || self.refresh.neighbours).then_some(self.refresh.not_before);
-        let due =
-            [self.engine.poll_timeout(), self.datapath.next_hops.poll_timeout(), refresh, Some(self.tick_at)];
+        let due = [
+            self.engine.poll_timeout(),
+            self.datapath.forwarding.next_hops.poll_timeout(),
+            refresh,
+            Some(self.tick_at),
+        ];
         let Some(due) = due.into_iter().flatten().min() else { return PollTimeout::NONE };
         // Rounded up: to wake too early is to wake twice.
         let millis = due.saturating_since(self.now).as_nanos().div_ceil(1_000_000);
@@ -300,6 +370,11 @@ impl State {
                         page.records.push(*record);
                     }
                 });
+                if let Some(xdp) = &self.xdp {
+                    for record in &mut page.records {
+                        xdp.add_usage(self.now, &self.engine, record);
+                    }
+                }
                 let _ = reply.send(page);
             }
             Command::Reconfigure(config, bypass, reply) => {
@@ -312,13 +387,17 @@ impl State {
     fn snapshot(&mut self) -> Snapshot {
         for port in &self.datapath.ports {
             if let Some(Ok(statistics)) = port.socket().map(sys::PacketSocket::take_statistics) {
-                self.datapath.counters.receive_dropped += statistics.dropped;
+                self.datapath.forwarding.counters.receive_dropped += statistics.dropped;
             }
         }
-        self.datapath.counters.unresolved_dropped = self.datapath.next_hops.dropped();
+        let forwarding = &mut self.datapath.forwarding;
+        forwarding.counters.unresolved_dropped = forwarding.next_hops.dropped();
+        let mut counters = self.engine.counters();
+        let fast_path = self.xdp.as_mut().map(|xdp| xdp.count(&mut forwarding.counters, &mut counters));
         Snapshot {
-            counters: self.engine.counters(),
-            datapath: self.datapath.counters,
+            counters,
+            datapath: forwarding.counters,
+            fast_path,
             not_ready: self.not_ready(),
             uptime: self.started.elapsed(),
         }
@@ -326,12 +405,12 @@ impl State {
 
     fn not_ready(&mut self) -> Vec<String> {
         let mut reasons: Vec<String> = self.trouble.iter().cloned().collect();
-        for port in &self.datapath.ports {
+        for (place, port) in self.datapath.ports.iter().enumerate() {
             if port.index == 0 {
                 reasons.push(format!("interface {} is missing", port.name));
             } else if !port.running {
                 reasons.push(format!("interface {} is down", port.name));
-            } else if !port.is_open() {
+            } else if !port.is_open() || self.xdp.as_ref().is_some_and(|xdp| !xdp.is_open(place)) {
                 reasons.push(format!("interface {} is not open", port.name));
             }
         }
@@ -342,7 +421,7 @@ impl State {
                 reasons.push(format!("external address {} is not on interface {name}", address.private));
             }
         }
-        if let Err(reason) = self.datapath.next_hops.check_default_route(self.now, index) {
+        if let Err(reason) = self.datapath.forwarding.next_hops.check_default_route(self.now, index) {
             reasons.push(format!("interface {name}: {reason}"));
         }
         self.send_requests();
@@ -350,9 +429,10 @@ impl State {
     }
 
     fn reconfigure(&mut self, config: nat::Config, bypass: Vec<Ipv4Net>) -> Result<(), nat::ConfigError> {
+        let config = adapted(config, self.xdp.as_ref(), self.datapath.ports.len());
         self.engine.reconfigure(self.now, config)?;
         self.config.bypass = bypass;
-        self.datapath.set_internal(&self.engine.config().internal);
+        self.datapath.forwarding.set_internal(&self.engine.config().internal);
         let trouble = self.configure_filters();
         self.set_trouble(trouble);
         Ok(())
@@ -362,8 +442,13 @@ impl State {
     fn configure_filters(&mut self) -> Option<String> {
         let mut trouble = None;
         for port in &mut self.datapath.ports {
-            let configured = FilterConfig::new(port.roles, &self.config.bypass, self.engine.config())
-                .and_then(|rules| port.configure(&rules, &self.host));
+            let configured = ClassifierConfig::new(port.roles, &self.config.bypass, self.engine.config())
+                .and_then(|rules| {
+                    if let Some(xdp) = &mut self.xdp {
+                        xdp.configure(&rules, &self.host)?;
+                    }
+                    port.configure(&shared(rules, self.xdp.is_some()), &self.host)
+                });
             if let Err(error) = configured {
                 trouble = Some(explain(&port.name, &error));
             }
@@ -391,7 +476,7 @@ impl State {
     }
 
     fn read_events(&mut self) {
-        let (next_hops, refresh) = (&mut self.datapath.next_hops, &mut self.refresh);
+        let (next_hops, refresh) = (&mut self.datapath.forwarding.next_hops, &mut self.refresh);
         let result = self.events.read(|change| match change {
             Change::Neighbour(neighbour) => next_hops.update_neighbour(neighbour),
             Change::Topology => refresh.wanted = true,
@@ -399,7 +484,7 @@ impl State {
         match result {
             Ok(()) => {}
             Err(EventsError::Overflow) => {
-                self.datapath.counters.netlink_overflows += 1;
+                self.datapath.forwarding.counters.netlink_overflows += 1;
                 self.refresh.wanted = true;
                 self.refresh.neighbours = true;
             }
@@ -416,7 +501,7 @@ impl State {
         let refresh = std::mem::take(&mut self.refresh);
         let result = netlink::dump_topology().map(|topology| self.take_topology(topology)).and_then(|()| {
             if refresh.neighbours {
-                self.datapath.next_hops.set_neighbours(netlink::dump_neighbours()?);
+                self.datapath.forwarding.next_hops.set_neighbours(netlink::dump_neighbours()?);
             }
             Ok(())
         });
@@ -437,9 +522,9 @@ impl State {
             let (was_running, was_open) = (port.running, port.is_open());
             let must_open = port.update(link);
             if must_open {
-                let opened = FilterConfig::new(port.roles, &self.config.bypass, self.engine.config())
+                let opened = ClassifierConfig::new(port.roles, &self.config.bypass, self.engine.config())
                     .map_err(Into::into)
-                    .and_then(|rules| port.open(&rules, &self.host));
+                    .and_then(|rules| port.open(&shared(rules, self.xdp.is_some()), &self.host));
                 match opened {
                     Ok(()) => tracing::info!(interface = port.name, "interface opened"),
                     Err(error) => trouble = Some(explain(&port.name, &error)),
@@ -451,9 +536,14 @@ impl State {
                 _ => {}
             }
         }
+        if let Some(xdp) = &mut self.xdp
+            && let Err(error) = xdp.follow_ports(&self.datapath.ports)
+        {
+            trouble = Some(with_causes(&error));
+        }
         let indices = self.datapath.ports.iter().map(|port| port.index).collect();
-        self.datapath.next_hops.set_interfaces(indices);
-        if !self.datapath.next_hops.set_routes(topology.routes) {
+        self.datapath.forwarding.next_hops.set_interfaces(indices);
+        if !self.datapath.forwarding.next_hops.set_routes(topology.routes) {
             tracing::warn!("too many routes, the least specific are ignored");
         }
         trouble = trouble.or(self.configure_filters());
@@ -467,20 +557,25 @@ impl State {
             self.datapath.queue_transmits(self.now, &mut self.engine);
             self.datapath.flush();
         }
-        self.datapath.next_hops.handle_timeout(self.now);
+        self.datapath.forwarding.next_hops.handle_timeout(self.now);
         if self.tick_at <= self.now {
             self.tick_at = self.now + TICK;
             // The gateway is kept known while nothing is sent, so that the first packet need not wait.
             let external = self.datapath.ports[self.datapath.port(Side::External)].index;
-            let _ = self.datapath.next_hops.check_default_route(self.now, external);
-            self.refresh.wanted |= self.datapath.ports.iter().any(|port| !port.is_open());
+            let _ = self.datapath.forwarding.next_hops.check_default_route(self.now, external);
+            if let Some(xdp) = &mut self.xdp {
+                xdp.tick(self.now, &mut self.datapath);
+            }
+            let xdp_open = |place| self.xdp.as_ref().is_none_or(|xdp| xdp.is_open(place));
+            let mut ports = self.datapath.ports.iter().enumerate();
+            self.refresh.wanted |= ports.any(|(place, port)| !port.is_open() || !xdp_open(place));
         }
         self.send_requests();
         self.engine.poll_timeout().is_some_and(|at| at <= self.now)
     }
 
     fn send_requests(&mut self) {
-        while let Some((interface, address)) = self.datapath.next_hops.poll_request() {
+        while let Some((interface, address)) = self.datapath.forwarding.next_hops.poll_request() {
             if let Err(error) = self.events.resolve(interface, address) {
                 tracing::debug!(%address, %error, "neighbour could not be asked for");
             }
@@ -514,7 +609,11 @@ fn log(event: &Event) {
 }
 
 fn explain(interface: &str, error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = format!("interface {interface}: {error}");
+    format!("interface {interface}: {}", with_causes(error))
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
@@ -528,6 +627,10 @@ fn host_addresses(topology: &Topology) -> BTreeSet<Ipv4Addr> {
     topology.addresses.iter().map(|(_, address)| *address).collect()
 }
 
+const VIRTUAL_ETHERNET: &str = "on veth, checksums that a peer leaves to its device reach XDP incomplete; \
+     set datapath = \"xdp\" where the peers complete them (ethtool -K ... tx off)";
+/// Packets of a session after which the fast path is to carry it: see `docs/decisions/0005-when-offload-pays.md`.
+const OFFLOAD_AFTER: u16 = 12;
 /// Places of the session table that are looked at between two batches.
 const SCAN_PLACES: u32 = 4096;
 /// How often to look after the gateway, and after interfaces that are not open.

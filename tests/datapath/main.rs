@@ -86,6 +86,8 @@ fn start(lab: &Lab, external: &'static str, internal: &'static str) -> Worker {
             external: named(external),
             internal: named(internal),
             bypass: vec!["10.0.0.0/16".parse().expect("a prefix")],
+            datapath: egret::datapath::Choice::AfPacket,
+            xdp: egret::datapath::XdpConfig::default(),
         };
         spawn(config, engine).expect("the worker starts")
     })

@@ -230,5 +230,6 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
 const LARGE_FILE_MIB: usize = 64;
 const SESSIONS_SHOWN: usize = 10;

@@ -5,6 +5,8 @@
 //! default route to the NAT host, and its internet gateway maps the public address to the NAT host's private
 //! one. Nothing outside of the lab's own namespaces is touched, and all of it is removed on drop, on a panic, on
 //! SIGINT and SIGTERM, and, after a SIGKILL, by the next lab.
+//!
+//! Whoever includes this says which datapath it is about: `const DATAPATH: lab::Datapath` beside `mod lab`.
 
 #![allow(dead_code, reason = "each of its users needs another part")]
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
@@ -22,6 +24,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::DATAPATH;
+
 #[allow(unused_imports, reason = "as above")]
 pub use self::{
     cleanup::remove_kept,
@@ -30,6 +34,8 @@ pub use self::{
     servers::{Dns, Iperf, Stun, Web},
 };
 
+/// The lab's own BPF programs, `bpf/lab.bpf.c`.
+pub const PROGRAMS: &str = concat!(env!("OUT_DIR"), "/lab.bpf.o");
 /// What the private subnets, and the VPC in all, take their addresses from.
 pub const VPC: &str = "10.0.0.0/16";
 /// The NAT host's (external) address, as it is on the wire.
@@ -45,6 +51,33 @@ pub const INTERNET_2: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
 pub const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 /// Addresses that the router sends to the first client besides its own.
 pub const CLIENT1_PREFIX: &str = "10.0.101.0/24";
+
+/// The MTU of a VPC, in bytes, as far as the datapath goes: drivers do XDP only with frames that fit a page.
+pub const JUMBO: u32 = match DATAPATH {
+    Datapath::AfPacket => 9001,
+    Datapath::Xdp => 3498,
+};
+
+/// How frames get to Egret. It is what [`Lab::config`] asks for, and what the NAT host's links are made fit for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datapath {
+    AfPacket,
+    /// The router's ends of the NAT host's links have an XDP program that passes, without which veth delivers
+    /// nothing of what XDP sends, and compute every checksum and cut every super-frame, as on veth XDP would not
+    /// see that this is yet to be done. What holds for super-frames is therefore shown with `AfPacket` alone.
+    Xdp,
+}
+
+impl Datapath {
+    /// As the configuration has it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::AfPacket => "af_packet",
+            Self::Xdp => "xdp",
+        }
+    }
+}
 
 /// How many interfaces the NAT host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +100,7 @@ pub enum Gateway {
 /// What to build.
 #[derive(Clone, Debug)]
 pub struct Options {
+    pub datapath: Datapath,
     pub arms: Arms,
     pub gateway: Gateway,
     /// At least one; odd ones are in the one private subnet (10.0.1.0/24), even ones in the other (10.0.2.0/24).
@@ -88,6 +122,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            datapath: DATAPATH,
             arms: Arms::One,
             gateway: Gateway::ElasticIp,
             clients: 2,
@@ -233,8 +268,9 @@ impl Lab {
             Gateway::Routed => format!("{{ private = \"{NAT}\" }}"),
         };
         format!(
-            "datapath = \"af_packet\"\n\n[aws]\nenabled = false\n\n[nat]\nexternal_interface = \"ens5\"\ninternal_interface = \"{internal}\"\n\
-             internal = [\"{VPC}\"]\nexternal_addresses = [{external}]\n{more}\n"
+            "datapath = \"{}\"\n\n[aws]\nenabled = false\n\n[nat]\nexternal_interface = \"ens5\"\ninternal_interface = \"{internal}\"\n\
+             internal = [\"{VPC}\"]\nexternal_addresses = [{external}]\n{more}\n",
+            self.options.datapath.label()
         )
     }
 
@@ -264,6 +300,9 @@ impl Lab {
         self.addresses()?;
         if !self.options.offloads {
             self.switch_offloads_off()?;
+        }
+        if self.options.datapath == Datapath::Xdp {
+            self.fit_for_xdp()?;
         }
         self.internet_gateway()?;
         // The NAT host's own address is private too, and must not come out either where it has a public one.
@@ -363,6 +402,19 @@ impl Lab {
                 "for i in /sys/class/net/*; do i=${i##*/}; [ $i = lo ] || \
                  ethtool -K $i tx off rx off sg off tso off gso off gro off >/dev/null || exit 1; done",
             )?;
+        }
+        Ok(())
+    }
+
+    fn fit_for_xdp(&self) -> Result {
+        let ends: &[&str] = match self.options.arms {
+            Arms::One => &["nat"],
+            Arms::Two => &["nat", "nat-internal"],
+        };
+        for end in ends {
+            // Whatever the router forwards leaves by this end, so that the hosts behind it may keep their offloads.
+            self.router().run(&format!("ethtool -K {end} tx off sg off tso off gso off"))?;
+            self.router().run(&format!("ip link set {end} xdpdrv obj {PROGRAMS} program pass"))?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What coturn's NAT behaviour discovery (RFC 5780) finds out.
 
+use super::no_leaks;
 use crate::lab::{Egret, INTERNET, Lab, Options, Result, Stun};
-use crate::no_leaks;
 
 fn discovered(settings: &str) -> Result<String> {
     let lab = Lab::new(Options::default())?;

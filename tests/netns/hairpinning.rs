@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use super::{no_leaks, python, serve};
 use crate::lab::{Arms, Egret, Failure, INTERNET, Lab, NAT, Options, PUBLIC, Process, Result};
-use crate::{no_leaks, python, serve};
 
 /// Has client 2 open mappings of its port 5000, and serve on it; gives the ports of their external endpoints.
 fn open_mappings(lab: &Lab) -> Result<(Process, u16, u16)> {

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use super::wire::play_router;
+use super::{no_leaks, serve};
 use crate::lab::{Egret, INTERNET, Lab, Options, PUBLIC, Result, Web};
-use crate::wire::play_router;
-use crate::{no_leaks, serve};
 
 /// What `malformed.py` found of one case.
 #[derive(Debug, Deserialize)]

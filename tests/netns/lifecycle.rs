@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::lab::{Arms, DEADLINE, Egret, Host, INTERNET, Iperf, Lab, Options, Result, Web, wait_for};
-use crate::no_leaks;
+use super::no_leaks;
+use crate::lab::{Arms, DEADLINE, Datapath, Egret, Host, INTERNET, Iperf, Lab, Options, Result, Web, wait_for};
 
 /// What a NAT instance may change on its host, as it is now.
 fn settings(host: &Host) -> Result<String> {
@@ -93,8 +93,31 @@ fn reload_keeps_connections() -> Result {
 }
 
 #[test]
-fn empty_configuration_is_a_working_nat() -> Result {
+fn change_of_the_datapath_waits_for_a_restart() -> Result {
     let lab = Lab::new(Options::default())?;
+    let config = lab.config("");
+    let (present, other) = if config.contains("\"xdp\"") { ("xdp", "af_packet") } else { ("af_packet", "xdp") };
+    let mut egret = Egret::start(lab.nat(), &config)?;
+    let other =
+        lab.config("[xdp]\nadjust_mtu = true").replace(&format!("\"{present}\""), &format!("\"{other}\""));
+    egret.reload(&other)?;
+    egret.process.wait_for_log("configuration reloaded")?;
+    let said = egret.process.log();
+    let frozen = |line: &str| line.contains("change takes effect only after a restart");
+    for key in ["datapath", "xdp.adjust_mtu"] {
+        assert!(said.lines().any(|line| frozen(line) && line.contains(key)), "{key}: {said}");
+    }
+    let status = egret.status()?;
+    assert_eq!(status["datapath"], present);
+    assert!(status["datapath_fallback"].is_null(), "{status}");
+    assert_eq!(status["fast_path"].is_object(), present == "xdp", "{status}");
+    Ok(())
+}
+
+#[test]
+fn empty_configuration_is_a_working_nat() -> Result {
+    // It leaves the choice to Egret, which takes XDP where it can.
+    let lab = Lab::new(Options { datapath: Datapath::Xdp, ..Options::default() })?;
     let _web = Web::start(lab.internet(), 80)?;
     let _egret = Egret::start(lab.nat(), "")?;
     for client in [1, 2] {

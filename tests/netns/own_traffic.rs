@@ -1,9 +1,9 @@
 //! The NAT host's own traffic, which Egret leaves alone, and NAT's traffic, which the host's kernel leaves alone.
 
+use super::{no_leaks, python, serve};
 use crate::lab::{
     Arms, Dns, Egret, INTERNET, Iperf, Lab, NAT, NAT_INTERNAL, Options, PUBLIC, Result, Transport, Web,
 };
-use crate::{no_leaks, python, serve};
 
 fn host_stays_reachable(arms: Arms) -> Result {
     let lab = Lab::new(Options { arms, ..Options::default() })?;

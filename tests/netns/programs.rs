@@ -1,7 +1,9 @@
 //! Programs of every day, on private clients, to servers on the internet.
 
-use crate::lab::{Arms, Dns, FAR, Failure, INTERNET, Iperf, Lab, NAT, NAT_INTERNAL, Nat, Options, Result, Web};
-use crate::{no_leaks, python, serve};
+use super::{no_leaks, python, serve};
+use crate::lab::{
+    Arms, Dns, FAR, Failure, INTERNET, Iperf, JUMBO, Lab, NAT, NAT_INTERNAL, Nat, Options, Result, Web,
+};
 
 #[test]
 fn programs_work_one_armed_with_offloads() -> Result {
@@ -25,12 +27,12 @@ fn programs_work_two_armed_without_offloads() -> Result {
 
 #[test]
 fn programs_work_with_jumbo_frames_in_the_vpc() -> Result {
-    programs_work(Options { mtu: 9001, ..Options::default() })
+    programs_work(Options { mtu: JUMBO, ..Options::default() })
 }
 
 #[test]
 fn programs_work_with_jumbo_frames_without_offloads() -> Result {
-    programs_work(Options { mtu: 9001, offloads: false, ..Options::default() })
+    programs_work(Options { mtu: JUMBO, offloads: false, ..Options::default() })
 }
 
 fn programs_work(options: Options) -> Result {
@@ -83,7 +85,7 @@ fn programs_work(options: Options) -> Result {
 
 #[test]
 fn datagrams_larger_than_the_mtu_pass_both_ways() -> Result {
-    for options in [Options::default(), Options { mtu: 9001, ..Options::default() }] {
+    for options in [Options::default(), Options { mtu: JUMBO, ..Options::default() }] {
         let lab = Lab::new(options)?;
         let _nat = Nat::start(&lab, "")?;
         for size in [2000, 4000, 20000] {
@@ -97,7 +99,7 @@ fn datagrams_larger_than_the_mtu_pass_both_ways() -> Result {
 
 #[test]
 fn datagram_that_must_not_be_cut_is_refused_with_the_mtu() -> Result {
-    let lab = Lab::new(Options { mtu: 9001, ..Options::default() })?;
+    let lab = Lab::new(Options { mtu: JUMBO, ..Options::default() })?;
     let _nat = Nat::start(&lab, "")?;
     let ping = lab.client(1).try_run(&format!("ping -c 1 -W 2 -M do -s 3000 {INTERNET}"))?;
     let told = ping.stdout.contains("mtu = 1500") || ping.stdout.contains("mtu=1500");

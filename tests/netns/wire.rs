@@ -1,7 +1,7 @@
 //! Single packets, made by hand with scapy and looked at on the wire (`translation.py`).
 
-use crate::lab::{Egret, Lab, Options, Result};
-use crate::python;
+use super::python;
+use crate::lab::{Egret, JUMBO, Lab, Options, Result};
 
 /// Keeps the router's kernel out of it: the script alone answers, as client and as remote.
 const SILENT_ROUTER: &str = "table ip silent {\n chain early {\n type filter hook prerouting priority -500\n iifname \"nat\" drop\n }\n}\n";
@@ -57,7 +57,7 @@ fn reset_counts_only_within_the_window() -> Result {
 
 #[test]
 fn datagram_too_big_for_the_way_out_is_cut_or_refused() -> Result {
-    holds("datagram_too_big_for_the_way_out", "", 9001)
+    holds("datagram_too_big_for_the_way_out", "", JUMBO)
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::time::Instant;
 struct Fake {
     sessions: Arc<Vec<SessionRecord>>,
     not_ready: Vec<String>,
+    fast_path: Option<FastPath>,
 }
 
 impl Source for Fake {
@@ -26,6 +27,7 @@ impl Source for Fake {
         Ok(Snapshot {
             counters,
             datapath: datapath::Counters::default(),
+            fast_path: self.fast_path.clone(),
             not_ready: self.not_ready.clone(),
             uptime: Duration::from_secs(62),
         })
@@ -57,6 +59,7 @@ fn record(protocol: Protocol, opened: u64) -> SessionRecord {
         bytes_out: 60,
         packets_in: 0,
         bytes_in: 0,
+        offloaded: false,
     }
 }
 
@@ -69,7 +72,7 @@ fn fake() -> Fake {
         (Protocol::UDP, 40),
     ];
     let sessions = opened.iter().map(|(protocol, opened)| record(*protocol, *opened)).collect();
-    Fake { sessions: Arc::new(sessions), not_ready: Vec::new() }
+    Fake { sessions: Arc::new(sessions), not_ready: Vec::new(), fast_path: None }
 }
 
 fn description() -> Description {
@@ -80,11 +83,18 @@ fn description() -> Description {
         mtu: 1500,
         addresses: vec![Ipv4Addr::new(192, 0, 2, 2)],
     };
-    let config = datapath::Config { external: interface.clone(), internal: interface, bypass: Vec::new() };
+    let config = datapath::Config {
+        external: interface.clone(),
+        internal: interface,
+        bypass: Vec::new(),
+        datapath: datapath::Choice::Auto,
+        xdp: datapath::XdpConfig::default(),
+    };
     let external_addresses = vec![Ipv4Addr::new(192, 0, 2, 2).into()];
     let nat = nat::Config { external_addresses, ..nat::Config::default() };
     let source_dest_check = Some("off".to_owned());
-    Description { datapath: "af_packet", config, nat, source_dest_check }
+    let chosen = Chosen { kind: datapath::Kind::Xdp, fallback: None };
+    Description { chosen, config, nat, source_dest_check }
 }
 
 /// A server on a socket of its own, in the current runtime.
@@ -161,6 +171,35 @@ async fn status_tells_readiness_traffic_and_drops() {
     assert_eq!(status.drops.len(), DropReason::ALL.len());
     assert_eq!(status.traffic["in_from_internal"], TrafficReport { packets: 1, bytes: 100 });
     assert!(status.datapath_counters.contains_key("received"), "{:?}", status.datapath_counters);
+}
+
+#[tokio::test]
+async fn status_tells_what_the_fast_path_does() {
+    let to = |packets| Traffic { packets, bytes: packets * 100 };
+    let counters = FastPath {
+        out_to_external: to(10),
+        out_to_internal: to(20),
+        hairpinned: to(30),
+        misses: [4, 5, 6, 0, 5],
+        passed: 7,
+        unserved: 8,
+        flows: 2,
+        capacity: 64,
+    };
+    let fake = Fake { fast_path: Some(counters), ..fake() };
+    let status = with_client(start("fast", fake), Client::status).await.unwrap();
+    assert_eq!((status.datapath.as_str(), status.datapath_fallback), ("xdp", None));
+    let told = status.fast_path.unwrap();
+    assert_eq!(told.translated["hairpinned"], TrafficReport { packets: 30, bytes: 3000 });
+    assert_eq!(
+        (told.misses["no_flow"], told.misses["no_next_hop"], told.misses.len()),
+        (4, 5, Miss::ALL.len())
+    );
+    assert_eq!((told.flows, told.capacity, told.passed, told.unserved), (2, 64, 7, 8));
+    assert_eq!(told.hit_ratio, Some(0.75), "60 of 80");
+    let idle = Fake { fast_path: Some(FastPath::default()), ..self::fake() };
+    let status = with_client(start("idle", idle), Client::status).await.unwrap();
+    assert_eq!(status.fast_path.unwrap().hit_ratio, None);
 }
 
 #[tokio::test]

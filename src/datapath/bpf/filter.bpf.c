@@ -1,287 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which packets are NAT's, and which are the kernel's.
-//
-// One question, `classify`, asked in two places on the same interface:
+// The classifier before packet sockets. It stands in two places on the same interface:
 //
 //   capture   on the AF_PACKET socket: lets NAT's packets through to the worker, so that the host's own traffic
 //             never wakes it.
 //   divert    at tc ingress, which comes after the tap: drops what belongs to NAT alone, so that the kernel does
-//             not answer it as well.
-//
-// Both see a frame from its Ethernet header on. `bpf_skb_load_bytes` works in both program types and reads
-// whatever lies in fragments of the skb, so headers are copied to the stack: one call for the usual packet from
-// inside, two for one from outside.
-//
-// The structs are shared with `src/datapath/filter.rs`; sizes and offsets are asserted on both sides.
+//             not answer it as well. Not attached where XDP takes NAT's packets before the tap.
 
 #include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
 #include <linux/pkt_cls.h>
-#include <linux/types.h>
 
-#define SEC(name) __attribute__((section(name), used))
-#define __uint(name, value) int(*name)[value]
-#define __type(name, type) type *name
+#define CONTEXT struct __sk_buff
 
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define htons(value) __builtin_bswap16(value)
-#define htonl(value) __builtin_bswap32(value)
-#else
-#define htons(value) (value)
-#define htonl(value) (value)
-#endif
-#define ntohs htons
+static long (*const load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = (void *)BPF_FUNC_skb_load_bytes;
 
-static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
-static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to,
-                                        __u32 len) = (void *)BPF_FUNC_skb_load_bytes;
+#include "classify.h"
 
-#define INTERNAL_PREFIXES 32
-#define BYPASS_PREFIXES 64
-#define ADDRESSES 1024
-
-#define ROLE_INTERNAL 1
-#define ROLE_EXTERNAL 2
-
-#define ADDRESS_HOST 1
-#define ADDRESS_EXTERNAL 2
-
-// An IPv4 prefix, both in network byte order: an address is in it if (address & mask) == this.address.
-struct prefix {
-	__be32 address;
-	__be32 mask;
-};
-
-struct rules {
-	__u32 roles; // ROLE_*, of this interface
-	__u32 internal_count;
-	__u32 bypass_count;
-	__u32 padding;
-	struct prefix internal[INTERNAL_PREFIXES];
-	struct prefix bypass[BYPASS_PREFIXES];
-};
-
-// A bit for each port that belongs to NAT; port 0 is the lowest bit of the first word.
-struct ports {
-	__u64 tcp[1024];
-	__u64 udp[1024];
-};
-
-_Static_assert(sizeof(struct prefix) == 8, "shared with filter.rs");
-_Static_assert(sizeof(struct rules) == 784, "shared with filter.rs");
-_Static_assert(__builtin_offsetof(struct rules, internal) == 16, "shared with filter.rs");
-_Static_assert(__builtin_offsetof(struct rules, bypass) == 272, "shared with filter.rs");
-_Static_assert(sizeof(struct ports) == 16384, "shared with filter.rs");
-_Static_assert(__builtin_offsetof(struct ports, udp) == 8192, "shared with filter.rs");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct rules);
-} RULES SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ports);
-} PORTS SEC(".maps");
-
-// IPv4 address in network byte order -> ADDRESS_* of it.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, ADDRESSES);
-	__type(key, __be32);
-	__type(value, __u32);
-} ADDRESS_KINDS SEC(".maps");
-
-struct ipv4 {
-	__u8 version_ihl;
-	__u8 tos;
-	__be16 total_length;
-	__be16 id;
-	__be16 fragment;
-	__u8 ttl;
-	__u8 protocol;
-	__be16 checksum;
-	__be32 source;
-	__be32 destination;
-};
-
-_Static_assert(sizeof(struct ipv4) == 20, "RFC 791");
-
-#define FRAGMENT_OFFSET 0x1fff
-
-#define ICMP_ECHO_REPLY 0
-#define ICMP_UNREACHABLE 3
-#define ICMP_SOURCE_QUENCH 4
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETER_PROBLEM 12
-#define ICMP_TIMESTAMP_REPLY 14
-#define ICMP_INFORMATION_REPLY 16
-#define ICMP_ADDRESS_MASK_REPLY 18
-#define ICMP_DOMAIN_NAME_REPLY 38
-#define ICMP_EXTENDED_ECHO_REPLY 43
-
-enum owner {
-	KERNELS, // untouched
-	NATS,
-	BOTHS, // the kernel ignores what it does not know; the engine likewise
-};
-
-// Whether a router may pass on a packet to this address: RFC 1812 5.3.7 (0/8, 127/8, multicast and reserved), RFC
-// 3927 2.7 (link-local: on EC2 the metadata service, which must not take a client for this host).
-static __always_inline int routable(__be32 address)
+static __always_inline enum owner owner_of(struct __sk_buff *skb, const struct rules *rules)
 {
-	return (address & htonl(0xff000000)) != 0 && (address & htonl(0xff000000)) != htonl(0x7f000000) &&
-	       (address & htonl(0xe0000000)) != htonl(0xe0000000) &&
-	       (address & htonl(0xffff0000)) != htonl(0xa9fe0000);
-}
-
-static __always_inline int is_internal(const struct rules *rules, __be32 address)
-{
-	for (__u32 i = 0; i < INTERNAL_PREFIXES; i++) {
-		if (i >= rules->internal_count)
-			break;
-		if ((address & rules->internal[i].mask) == rules->internal[i].address)
-			return 1;
-	}
-	return 0;
-}
-
-static __always_inline int is_bypassed(const struct rules *rules, __be32 address)
-{
-	for (__u32 i = 0; i < BYPASS_PREFIXES; i++) {
-		if (i >= rules->bypass_count)
-			break;
-		if ((address & rules->bypass[i].mask) == rules->bypass[i].address)
-			return 1;
-	}
-	return 0;
-}
-
-static __always_inline __u32 address_kind(__be32 address)
-{
-	__u32 *kind = bpf_map_lookup_elem(&ADDRESS_KINDS, &address);
-	return kind ? *kind : 0;
-}
-
-static __always_inline int is_nats_port(__u8 protocol, __be16 port)
-{
-	__u32 zero = 0;
-	struct ports *ports = bpf_map_lookup_elem(&PORTS, &zero);
-	if (!ports)
-		return 0;
-	__u32 number = ntohs(port);
-	__u64 word = protocol == IPPROTO_TCP ? ports->tcp[(number >> 6) & 1023] : ports->udp[(number >> 6) & 1023];
-	return (word >> (number & 63)) & 1;
-}
-
-// Whose an ICMP error to an external address is: that of the packet that it is about, which one of us has sent.
-static __always_inline enum owner classify_icmp_error(struct __sk_buff *skb, __u32 at)
-{
-	struct ipv4 about;
-	__be16 port;
-
-	if (bpf_skb_load_bytes(skb, at, &about, sizeof(about)))
-		return KERNELS;
-	if ((about.version_ihl >> 4) != 4 || !(address_kind(about.source) & ADDRESS_EXTERNAL))
-		return KERNELS;
-	if (about.protocol == IPPROTO_ICMP || (about.fragment & htons(FRAGMENT_OFFSET)))
-		return BOTHS;
-	if (about.protocol != IPPROTO_TCP && about.protocol != IPPROTO_UDP)
-		return NATS;
-	if (bpf_skb_load_bytes(skb, at + (about.version_ihl & 15) * 4, &port, sizeof(port)))
-		return KERNELS;
-	return is_nats_port(about.protocol, port) ? NATS : KERNELS;
-}
-
-// Whose a packet to an external address is.
-static __always_inline enum owner classify_external(struct __sk_buff *skb, const struct ipv4 *ip)
-{
-	__u32 at = ETH_HLEN + (ip->version_ihl & 15) * 4;
-	union {
-		struct {
-			__be16 source, destination;
-		} port;
-		struct {
-			__u8 type, code;
-		} icmp;
-	} head;
-
-	// Only the engine knows which datagram a later fragment belongs to; the kernel, if it lacks the first one,
-	// forgets it silently.
-	if (ip->fragment & htons(FRAGMENT_OFFSET))
-		return BOTHS;
-	if (ip->protocol == IPPROTO_IGMP)
-		return KERNELS;
-	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP && ip->protocol != IPPROTO_ICMP)
-		return NATS;
-	if (bpf_skb_load_bytes(skb, at, &head, sizeof(head)))
-		return KERNELS;
-	if (ip->protocol != IPPROTO_ICMP)
-		return is_nats_port(ip->protocol, head.port.destination) ? NATS : KERNELS;
-	switch (head.icmp.type) {
-	case ICMP_ECHO_REPLY:
-	case ICMP_TIMESTAMP_REPLY:
-	case ICMP_INFORMATION_REPLY:
-	case ICMP_ADDRESS_MASK_REPLY:
-	case ICMP_DOMAIN_NAME_REPLY:
-	case ICMP_EXTENDED_ECHO_REPLY:
-		return BOTHS;
-	case ICMP_UNREACHABLE:
-	case ICMP_SOURCE_QUENCH:
-	case ICMP_TIME_EXCEEDED:
-	case ICMP_PARAMETER_PROBLEM:
-		return classify_icmp_error(skb, at + 8);
-	default:
-		return KERNELS;
-	}
-}
-
-static __always_inline enum owner classify(struct __sk_buff *skb)
-{
-	struct ipv4 ip;
-	__u32 zero = 0;
-
 	// Broadcast, multicast, other hosts' and outgoing frames; those of VLANs.
 	if (skb->pkt_type != 0 || skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
 		return KERNELS;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
-		return KERNELS;
-	if ((ip.version_ihl >> 4) != 4 || !routable(ip.destination))
-		return KERNELS;
-
-	struct rules *rules = bpf_map_lookup_elem(&RULES, &zero);
-	if (!rules)
-		return KERNELS;
-
-	__u32 kind = address_kind(ip.destination);
-	if (kind & ADDRESS_EXTERNAL) {
-		if ((rules->roles & ROLE_EXTERNAL) || is_internal(rules, ip.source))
-			return classify_external(skb, &ip);
-		return KERNELS;
-	}
-	if (kind & ADDRESS_HOST)
-		return KERNELS;
-	if (!(rules->roles & ROLE_INTERNAL) || !is_internal(rules, ip.source))
-		return KERNELS;
-	return is_bypassed(rules, ip.destination) ? KERNELS : NATS;
+	return classify(skb, rules, rules->roles);
 }
 
 SEC("socket")
 int egret_capture(struct __sk_buff *skb)
 {
-	return classify(skb) == KERNELS ? 0 : (int)0x7fffffff;
+	__u32 zero = 0;
+	struct rules *rules = bpf_map_lookup_elem(&RULES, &zero);
+	if (!rules)
+		return 0;
+	enum owner owner = owner_of(skb, rules);
+	return owner == BOTHS || (owner == NATS && !rules->shared_only) ? (int)0x7fffffff : 0;
 }
 
 SEC("classifier")
 int egret_divert(struct __sk_buff *skb)
 {
-	return classify(skb) == NATS ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	__u32 zero = 0;
+	struct rules *rules = bpf_map_lookup_elem(&RULES, &zero);
+	return rules && owner_of(skb, rules) == NATS ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 // The helpers used need no GPL.

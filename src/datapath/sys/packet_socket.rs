@@ -1,10 +1,10 @@
 //! The `AF_PACKET` socket of one interface: `packet(7)`.
 
 use std::io;
-use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::frames::{Frames, Outgoing};
+use super::{get_option, set_option, size};
 
 /// A raw packet socket whose frames begin with a virtio-net header.
 #[derive(Debug)]
@@ -93,35 +93,18 @@ impl PacketSocket {
     /// As `getsockopt(2)`.
     pub fn take_statistics(&self) -> io::Result<Statistics> {
         #[repr(C)]
-        #[derive(Default)]
+        #[derive(Clone, Copy)]
+        #[allow(dead_code, reason = "as the kernel lays it out")]
         struct TpacketStats {
             packets: u32,
             drops: u32,
         }
-        let mut stats = TpacketStats::default();
-        let mut length = size::<TpacketStats>();
-        // SAFETY: the pointers are to a struct of the length given, and to that length.
-        let result = unsafe {
-            libc::getsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                PACKET_STATISTICS,
-                (&raw mut stats).cast(),
-                &raw mut length,
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let stats: TpacketStats = get_option(self.fd.as_raw_fd(), libc::SOL_PACKET, PACKET_STATISTICS)?;
         Ok(Statistics { dropped: u64::from(stats.drops) })
     }
 
     fn set_option(&self, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-        // SAFETY: the pointer is to an int, whose size is given, and which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(self.fd.as_raw_fd(), level, name, (&raw const value).cast(), size::<libc::c_int>())
-        };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        set_option(self.fd.as_raw_fd(), level, name, &value)
     }
 }
 
@@ -129,12 +112,6 @@ impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// The size of a small struct, as the socket calls want it.
-#[expect(clippy::cast_possible_truncation, reason = "a struct of a few bytes")]
-const fn size<T>() -> libc::socklen_t {
-    size_of::<T>() as libc::socklen_t
 }
 
 // linux/if_packet.h, which the libc crate has for some targets only; and what it has in other types.

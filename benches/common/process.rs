@@ -1,5 +1,8 @@
 //! What `/proc` tells about the machine and its processes.
 
+#![allow(dead_code, reason = "each of its users needs another part")]
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -56,4 +59,33 @@ pub fn used_time(id: u32) -> Result<Duration> {
         }
         _ => Err(Failure::new(format!("no times in {path}"))),
     }
+}
+
+/// Time of a processor that all threads of the process have used, as the scheduler has it: in nanoseconds, not ticks.
+pub fn run_time(id: u32) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    for task in fs::read_dir(format!("/proc/{id}/task"))? {
+        let path = task?.path().join("schedstat");
+        let text = fs::read_to_string(&path)?;
+        let nanos = text.split_whitespace().next().and_then(|text| text.parse().ok());
+        total += nanos
+            .map(Duration::from_nanos)
+            .ok_or_else(|| Failure::new(format!("no run time in {}", path.display())))?;
+    }
+    Ok(total)
+}
+
+/// The processes whose name begins with `prefix`.
+pub fn named(prefix: &str) -> Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?.file_name();
+        // One that has just ended has no name, and is not meant.
+        if let Ok(id) = entry.to_string_lossy().parse()
+            && name(id).is_ok_and(|name| name.starts_with(prefix))
+        {
+            found.insert(id);
+        }
+    }
+    Ok(found)
 }

@@ -1,0 +1,236 @@
+//! What a packet costs with Egret's fast path, and with the kernel's own masquerading:
+//! `cargo bench --no-default-features --bench fast_path`, or with `quick` as an argument for a short run.
+//!
+//! Two labs stand side by side, one NAT host translating by Egret and one by nft, each with flows that were
+//! established before; frames are sent to them in turns. A NAT host's interface is polled by a thread of its own
+//! on one processor; that thread's run time as the scheduler has it, and the Egret daemon's, is what a packet costs.
+//! All that makes and takes the frames is on the other processor. Nothing is asserted. It needs root.
+
+#![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
+#![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
+
+#[path = "common/figures.rs"]
+mod figures;
+#[path = "fast_path/generator.rs"]
+mod generator;
+#[path = "fast_path/host.rs"]
+mod host;
+#[path = "../tests/lab/mod.rs"]
+mod lab;
+#[path = "fast_path/ping_pong.rs"]
+mod ping_pong;
+#[path = "common/process.rs"]
+mod process;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use figures::{Series, Translator, take_turns};
+use generator::{Frames, Kind, Pace, Way};
+use host::{NatHost, TrackingRoom};
+use lab::{Failure, Result};
+
+const DATAPATH: lab::Datapath = lab::Datapath::Xdp;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = ping_pong::requested(&arguments).unwrap_or_else(|| compare(&Plan::new(&arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("fast path bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How much is measured.
+struct Plan {
+    rounds: usize,
+    /// Of sending, each time.
+    window: Duration,
+    /// Numbers of flows, as powers of two.
+    flow_bits: &'static [u32],
+    /// New sessions in a round, as a power of two.
+    new_bits: u32,
+    exchanges: u32,
+}
+
+impl Plan {
+    fn new(arguments: &[String]) -> Self {
+        if arguments.iter().any(|argument| argument == "quick") {
+            let window = Duration::from_millis(300);
+            return Self { rounds: 2, window, flow_bits: &[0, 10, 16], new_bits: 13, exchanges: 2_000 };
+        }
+        let window = Duration::from_secs(1);
+        Self { rounds: 5, window, flow_bits: &[0, 10, 16, 20], new_bits: 16, exchanges: 20_000 }
+    }
+}
+
+fn compare(plan: &Plan) -> Result {
+    println!(
+        "Egret ({}) and the kernel's nft masquerade in turns, {} rounds of {:?}",
+        DATAPATH.label(),
+        plan.rounds,
+        plan.window
+    );
+    println!("  on {}", process::machine()?);
+    println!("  one interface, a veth pair; GRO on as on a network card; senders' checksums complete, GSO off");
+    println!("  a packet's cost: run time of the interface's NAPI thread, and of the daemon, on a processor");
+    println!("  medians (least - most)\n");
+    Series::print_header();
+
+    let _room = TrackingRoom::for_connections(1 << 20)?;
+    for bits in plan.flow_bits {
+        established(plan, "UDP, 64 bytes", Kind::Udp, *bits)?;
+    }
+    for bits in plan.flow_bits {
+        established(plan, "TCP, 1448 of data", DATA, *bits)?;
+    }
+    new_sessions(plan, "UDP, reply", &[(Way::Out, Kind::Udp), (Way::Back, Kind::Udp)])?;
+    new_sessions(plan, "TCP, FINs", &[HANDSHAKE, FAREWELL].concat())?;
+    latency(plan)
+}
+
+/// Both, with as many established flows; and how many that are.
+fn both(kind: Kind, bits: u32) -> Result<[NatHost; 2]> {
+    let mut hosts = [NatHost::new(Translator::Egret, 1 << bits)?, NatHost::new(Translator::Kernel, 1 << bits)?];
+    for host in &mut hosts {
+        establish(host, kind, bits)?;
+    }
+    Ok(hosts)
+}
+
+/// Opens the flows, and has them carry data both ways until any of them may be in the fast path.
+fn establish(host: &mut NatHost, kind: Kind, bits: u32) -> Result {
+    let frames = |(way, kind)| Frames { way, kind, first_flow: 0, flow_bits: bits };
+    if kind != Kind::Udp {
+        for step in HANDSHAKE {
+            complete(host, frames(*step))?;
+        }
+    }
+    for _ in 0..SETTLING {
+        complete(host, frames((Way::Out, kind)))?;
+        complete(host, frames((Way::Back, kind)))?;
+    }
+    Ok(())
+}
+
+/// Sends a frame of each flow until all have come out in one go: what gets lost is sent again.
+fn complete(host: &mut NatHost, frames: Frames) -> Result {
+    let flows = 1 << frames.flow_bits;
+    let mut most = 0;
+    for _ in 0..TRIES {
+        most = host.generator.sweep(frames)?.max(most);
+        if most >= flows {
+            return Ok(());
+        }
+    }
+    let said = host.status()?.map(|status| format!("; {status}")).unwrap_or_default();
+    Err(Failure::new(format!(
+        "of {flows} flows, {most} came out: {frames:?}, {:?}{said}",
+        host.generator.seen()?
+    )))
+}
+
+/// What a packet of an established flow costs, half of them going out and half coming back.
+fn established(plan: &Plan, name: &str, kind: Kind, bits: u32) -> Result {
+    let mut hosts = both(kind, bits)?;
+    let [cost, translated, offered] = take_turns(plan.rounds, |translator| {
+        let host = &mut hosts[translator as usize];
+        let mut halves = Vec::new();
+        for way in [Way::Out, Way::Back] {
+            let frames = Frames { way, kind, first_flow: 0, flow_bits: bits };
+            halves.push(host.work(frames, Pace::Flood, plan.window / 2)?);
+        }
+        let mean =
+            |of: fn(host::Work) -> f64| halves.iter().copied().map(of).sum::<f64>() / halves.len() as f64;
+        Ok([
+            mean(host::Work::nanos_per_packet),
+            mean(host::Work::translated_per_second) / 1e6,
+            mean(host::Work::offered_per_second) / 1e6,
+        ])
+    })?;
+    let target = match bits {
+        10 => Some(0.17),
+        20 => Some(0.25),
+        _ => None,
+    };
+    let flows = match 1_u32 << bits {
+        flows if flows >= 1 << 20 => format!("{} Mi", flows >> 20),
+        flows if flows >= 1 << 10 => format!("{} Ki", flows >> 10),
+        flows => flows.to_string(),
+    };
+    cost.print(&format!("{name}, {flows} flows, ns"), target);
+    translated.print("  translated, Mpackets/s", None);
+    offered.print("  offered, Mpackets/s", None);
+    Ok(())
+}
+
+/// How many sessions a processor opens in a second, with all that else belongs to them.
+fn new_sessions(plan: &Plan, name: &str, steps: &[(Way, Kind)]) -> Result {
+    let sessions = (plan.rounds as u64 + 1) << plan.new_bits;
+    let mut hosts = [NatHost::new(Translator::Egret, sessions)?, NatHost::new(Translator::Kernel, sessions)?];
+    let mut first_flow = [0; 2];
+    let [rate, lost] = take_turns(plan.rounds, |translator| {
+        let (host, first_flow) = (&mut hosts[translator as usize], &mut first_flow[translator as usize]);
+        let mut completed = u64::MAX;
+        let work = host.measured(|generator| {
+            // In groups that are opened and closed one after another, as sessions come and go.
+            for _ in 0..1 << (plan.new_bits - GROUP_BITS) {
+                for (way, kind) in steps {
+                    let frames =
+                        Frames { way: *way, kind: *kind, first_flow: *first_flow, flow_bits: GROUP_BITS };
+                    generator.sweep(frames)?;
+                }
+                *first_flow += 1 << GROUP_BITS;
+            }
+            Ok((steps.len() as u64) << plan.new_bits)
+        })?;
+        completed = completed.min(work.translated / steps.len() as u64);
+        let lost = (work.offered - work.translated.min(work.offered)) as f64 / work.offered as f64;
+        Ok([completed as f64 / work.processor_time.as_secs_f64() / 1e3, 100.0 * lost])
+    })?;
+    rate.print(&format!("new sessions, {name}, thousands/s"), 1.0);
+    lost.print("  packets lost, %", None);
+    Ok(())
+}
+
+/// Ping-pong of two programs while other flows keep the NAT host half as busy as would be the most for the kernel.
+fn latency(plan: &Plan) -> Result {
+    let frames = Frames { way: Way::Out, kind: Kind::Udp, first_flow: 0, flow_bits: 10 };
+    let mut hosts = both(frames.kind, frames.flow_bits)?;
+    let full = hosts[Translator::Kernel as usize].work(frames, Pace::Flood, plan.window)?;
+    let interval = Duration::from_secs_f64(2.0 / full.translated_per_second());
+    let [half, tail] = take_turns(plan.rounds, |translator| {
+        let host = &mut hosts[translator as usize];
+        let times = ping_pong::under_load(host, frames, Pace::Every(interval), plan.exchanges)?;
+        Ok([times.half.as_secs_f64() * 1e6, times.tail.as_secs_f64() * 1e6])
+    })?;
+    half.print("UDP ping-pong, half load, p50, us", 1.0);
+    tail.print("UDP ping-pong, half load, p99, us", 1.0);
+    Ok(())
+}
+
+/// Data, always the same, which is within the window.
+const DATA: Kind = Kind::Tcp(ACK, 1001, 2001, 1448);
+const HANDSHAKE: &[(Way, Kind)] = &[
+    (Way::Out, Kind::Tcp(SYN, 1000, 0, 0)),
+    (Way::Back, Kind::Tcp(SYN | ACK, 2000, 1001, 0)),
+    (Way::Out, Kind::Tcp(ACK, 1001, 2001, 0)),
+];
+const FAREWELL: &[(Way, Kind)] = &[
+    (Way::Out, Kind::Tcp(FIN | ACK, 1001, 2001, 0)),
+    (Way::Back, Kind::Tcp(FIN | ACK, 2001, 1002, 0)),
+    (Way::Out, Kind::Tcp(ACK, 1002, 2002, 0)),
+];
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// Packets each way, more than a session must have had before it is handed to the fast path.
+const SETTLING: u32 = 8;
+/// How often a round is begun anew if anything was lost.
+const TRIES: u32 = 5;
+/// Sessions that are open at once, as a power of two.
+const GROUP_BITS: u32 = 7;

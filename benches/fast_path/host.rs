@@ -1,0 +1,166 @@
+//! A lab whose NAT host translates by one of the two, with what costs it processor time known and in its place.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use super::DATAPATH;
+use super::figures::Translator;
+use super::generator::{Frames, Generator, OTHERS_PROCESSOR, Pace, make_neighbours_permanent, pin};
+use super::lab::{Egret, Failure, Gateway, Lab, Options, Result, kernel_nat};
+use super::process;
+
+/// The processor of the NAT host.
+const ITS_PROCESSOR: usize = 1;
+
+pub struct NatHost {
+    pub lab: Lab,
+    pub generator: Generator,
+    egret: Option<Egret>,
+    /// The thread that polls its interface.
+    napi: Pid,
+}
+
+/// What the NAT host did in some time.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    pub processor_time: Duration,
+    pub elapsed: Duration,
+    pub offered: u64,
+    pub translated: u64,
+}
+
+impl Work {
+    pub fn nanos_per_packet(self) -> f64 {
+        self.processor_time.as_secs_f64() * 1e9 / self.translated as f64
+    }
+
+    pub fn translated_per_second(self) -> f64 {
+        self.translated as f64 / self.elapsed.as_secs_f64()
+    }
+
+    pub fn offered_per_second(self) -> f64 {
+        self.offered as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+impl NatHost {
+    /// With room for `sessions`.
+    pub fn new(translator: Translator, sessions: u64) -> Result<Self> {
+        let options =
+            Options { datapath: DATAPATH, gateway: Gateway::Routed, quiet: true, ..Options::default() };
+        let lab = Lab::new(options)?;
+        make_neighbours_permanent(&lab)?;
+        // A network card has it on; on veth it also makes the kernel take frames by NAPI, as a card does.
+        lab.nat().run("ethtool -K ens5 gro on")?;
+        let generator = Generator::new(&lab)?;
+        let napi = threaded(&lab, "nat", "ens5")?;
+        pin(napi, ITS_PROCESSOR)?;
+        // As a softirq would: before any program.
+        lab.nat().run(&format!("chrt --fifo --pid 1 {napi}"))?;
+        let sink = threaded(&lab, "router", "nat")?;
+        pin(sink, OTHERS_PROCESSOR)?;
+        // The generator, on the same processor, must not keep it from making room for what comes.
+        lab.router().run(&format!("chrt --fifo --pid 1 {sink}"))?;
+        let egret = match translator {
+            Translator::Kernel => {
+                kernel_nat(&lab)?;
+                None
+            }
+            Translator::Egret => {
+                let limits = format!("[nat.limits]\nsessions = {}\n", sessions + sessions / 8 + 1000);
+                let egret = Egret::start(lab.nat(), &lab.config(&limits))?;
+                let id = egret.process.id();
+                lab.nat().run(&format!("taskset --all-tasks --cpu-list --pid {ITS_PROCESSOR} {id}"))?;
+                Some(egret)
+            }
+        };
+        Ok(Self { lab, generator, egret, napi })
+    }
+
+    /// Sends frames for some time, and tells what the NAT host did with them.
+    pub fn work(&mut self, frames: Frames, pace: Pace, time: Duration) -> Result<Work> {
+        self.measured(|generator| generator.send(frames, u64::from(u32::MAX), pace, time))
+    }
+
+    /// Measures what the NAT host does while frames are sent, whose number is given back.
+    pub fn measured(&mut self, send: impl FnOnce(&mut Generator) -> Result<u64>) -> Result<Work> {
+        let (used, seen, start) = (self.used()?, self.generator.seen()?, Instant::now());
+        let offered = send(&mut self.generator)?;
+        let (after, elapsed) = (self.generator.seen()?, start.elapsed());
+        let processor_time = self.used()?.saturating_sub(used);
+        let translated = after.translated() - seen.translated();
+        let other = after.other - seen.other;
+        if other > translated / 1000 {
+            return Err(Failure::new(format!(
+                "{other} packets came out that were none of those sent, translated"
+            )));
+        }
+        Ok(Work { processor_time, elapsed, offered, translated })
+    }
+
+    /// What Egret says of itself, if it is the one.
+    pub fn status(&self) -> Result<Option<serde_json::Value>> {
+        self.egret.as_ref().map(Egret::status).transpose()
+    }
+
+    /// Processor time of all that translates: the interface's thread, and Egret.
+    fn used(&self) -> Result<Duration> {
+        let daemon = match &self.egret {
+            Some(egret) => process::run_time(egret.process.id())?,
+            None => Duration::ZERO,
+        };
+        Ok(process::run_time(self.napi.as_raw().unsigned_abs())? + daemon)
+    }
+}
+
+/// Gives the NAPI of a host's interface a thread of its own, and finds it.
+fn threaded(lab: &Lab, role: &str, interface: &str) -> Result<Pid> {
+    let prefix = format!("napi/{interface}-");
+    let before = process::named(&prefix)?;
+    lab.host(role).shell(&format!("echo 1 >/sys/class/net/{interface}/threaded"))?;
+    let new: BTreeSet<u32> = process::named(&prefix)?.difference(&before).copied().collect();
+    match new.iter().copied().collect::<Vec<_>>()[..] {
+        [one] => Ok(Pid::from_raw(i32::try_from(one)?)),
+        // Somebody else's interface of this name has just got one as well.
+        _ => Err(Failure::new(format!("{} new threads {prefix}*, not one", new.len()))),
+    }
+}
+
+/// Room for this many connections in the kernel's tracking, whose limits are the machine's and not a namespace's,
+/// until it is dropped or this process ends in whatever way.
+pub struct TrackingRoom(#[allow(dead_code, reason = "its end is what counts")] std::process::Child);
+
+impl TrackingRoom {
+    pub fn for_connections(count: u64) -> Result<Self> {
+        let key = |name: &str| format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+        let current = |name: &str| -> Result<u64> { Ok(fs::read_to_string(key(name))?.trim().parse()?) };
+        let (max, buckets) = (current("max")?, current("buckets")?);
+        let (max_path, buckets_path) = (key("max"), key("buckets"));
+        let script = format!(
+            "trap '' INT TERM; echo {} >{buckets_path}; echo {} >{max_path}; echo set; cat >/dev/null; \
+             echo {max} >{max_path}; echo {buckets} >{buckets_path}",
+            buckets.max(count),
+            max.max(count + count / 8),
+        );
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        let mut said = [0; 4];
+        if let Some(stdout) = &mut child.stdout {
+            std::io::Read::read_exact(stdout, &mut said)?;
+        }
+        Ok(Self(child))
+    }
+}
+
+impl Drop for TrackingRoom {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}

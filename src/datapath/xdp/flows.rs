@@ -1,0 +1,318 @@
+//! The flows that the program carries, and the next hops that they go by.
+//!
+//! Owns the two maps. Writes an entry when the engine hands a session over, reads one when the engine asks for its
+//! use, and never walks them.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError};
+
+use crate::datapath::classifier::{BpfError, network_order};
+use crate::datapath::next_hop::{Mac, NextHops};
+use crate::datapath::sys::{FlowKey, FlowUse, FlowValue, Rules, Translation, bpf};
+use crate::nat::{Flow, FlowKeys, FlowPair, Side, TcpMarks, Usage};
+use crate::time::Instant;
+use crate::wire::{FiveTuple, checksum};
+
+/// See the module.
+pub struct Flows {
+    map: Map,
+    hops: Hops,
+    /// The kernel's indices of our interfaces: one-armed one, else the external and the internal one.
+    interfaces: Vec<u32>,
+    /// `CLOCK_MONOTONIC` at the worker's origin of time, in nanoseconds.
+    origin_nanos: u64,
+    count: u32,
+    capacity: u32,
+}
+
+impl Flows {
+    /// No flows yet. `origin_nanos` is `CLOCK_MONOTONIC` at [`Instant::ORIGIN`].
+    #[must_use]
+    pub fn new(map: Map, next_hops: Map, capacity: u32, origin_nanos: u64) -> Self {
+        Self { map, hops: Hops::new(next_hops), interfaces: Vec::new(), origin_nanos, count: 0, capacity }
+    }
+
+    /// How many there are, and how many there may be.
+    #[must_use]
+    pub const fn load(&self) -> (u32, u32) {
+        (self.count, self.capacity)
+    }
+
+    /// Sets the kernel's indices of our interfaces.
+    pub fn set_interfaces(&mut self, interfaces: Vec<u32>) {
+        if self.interfaces != interfaces {
+            self.interfaces = interfaces;
+            self.hops.outdated = true;
+        }
+    }
+
+    /// Has the program carry both directions, or neither.
+    ///
+    /// # Errors
+    /// There is no route, or no room.
+    pub fn install(&mut self, now: Instant, pair: &FlowPair, next_hops: &NextHops) -> Result<(), Refused> {
+        if self.capacity - self.count.min(self.capacity) < 2 {
+            return Err(Refused::Full);
+        }
+        self.install_one(now, &pair.out, next_hops)?;
+        self.install_one(now, &pair.back, next_hops).inspect_err(|_| {
+            self.remove_one(&pair.out.matches);
+        })
+    }
+
+    /// What both flows have carried so far; `None` for one that is not carried.
+    pub fn usage(&self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
+        [&keys.out, &keys.back].map(|tuple| {
+            let map = BpfHashMap::<_, FlowKey, FlowValue>::try_from(&self.map).ok()?;
+            Some(self.usage_of(now, &map.get(&key_of(tuple), 0).ok()?.used))
+        })
+    }
+
+    /// Has the program no longer carry them; gives what they have carried.
+    pub fn remove(&mut self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
+        [&keys.out, &keys.back].map(|tuple| {
+            let value = self.remove_one(tuple)?;
+            Some(self.usage_of(now, &value.used))
+        })
+    }
+
+    /// Brings the next hops' words up to date, if a neighbour has changed.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn follow_neighbours(&mut self, next_hops: &NextHops) -> Result<(), BpfError> {
+        self.hops.follow(next_hops, &self.interfaces)
+    }
+
+    /// Keeps the neighbours known that flows go by: their packets do not pass whoever looks neighbours up.
+    pub fn keep_neighbours(&self, now: Instant, next_hops: &mut NextHops) {
+        for ((port, gateway), _) in self.hops.used() {
+            if let Some(&interface) = self.interfaces.get(port) {
+                next_hops.keep(now, interface, gateway);
+            }
+        }
+    }
+
+    fn install_one(&mut self, now: Instant, flow: &Flow, next_hops: &NextHops) -> Result<(), Refused> {
+        let port = match flow.to {
+            Side::External => 0,
+            Side::Internal => self.interfaces.len().saturating_sub(1),
+        };
+        let interface = *self.interfaces.get(port).ok_or(Refused::NoRoute)?;
+        let gateway = next_hops.gateway(interface, flow.destination.address).ok_or(Refused::NoRoute)?;
+        let next_hop = self.hops.take(port, gateway, next_hops.mac(interface, gateway))?;
+        let key = key_of(&flow.matches);
+        let value = FlowValue {
+            to: translation_of(flow, next_hop).sealed(&key),
+            used: FlowUse {
+                last_use: self.units(now),
+                end: flow.marks.end,
+                acknowledged: flow.marks.acknowledged,
+                window: flow.marks.window,
+                ..FlowUse::default()
+            },
+        };
+        let inserted = BpfHashMap::<&mut MapData, FlowKey, FlowValue>::try_from(&mut self.map)
+            .and_then(|mut map| map.insert(key, value, BPF_NOEXIST));
+        match inserted {
+            Ok(()) => {
+                self.count += 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.hops.give_back(next_hop);
+                Err(Refused::Map(error))
+            }
+        }
+    }
+
+    fn remove_one(&mut self, tuple: &FiveTuple) -> Option<FlowValue> {
+        let Map::HashMap(data) = &self.map else { return None };
+        let value: FlowValue = match bpf::take(data.fd().as_fd(), &key_of(tuple)) {
+            Ok(value) => value?,
+            Err(error) => {
+                tracing::error!(%error, "flow cannot be removed from the fast path");
+                return None;
+            }
+        };
+        self.count = self.count.saturating_sub(1);
+        self.hops.give_back(value.to.next_hop);
+        Some(value)
+    }
+
+    fn usage_of(&self, now: Instant, used: &FlowUse) -> Usage {
+        // The end of the unit: never before the packet.
+        let nanos = ((u64::from(used.last_use) + 1) << UNIT_BITS).saturating_sub(self.origin_nanos);
+        Usage {
+            packets: used.packets,
+            bytes: used.bytes,
+            last_use: Instant::from_nanos(nanos).min(now),
+            marks: TcpMarks { end: used.end, acknowledged: used.acknowledged, window: used.window },
+        }
+    }
+
+    fn units(&self, now: Instant) -> u32 {
+        let nanos = self.origin_nanos.saturating_add(now.as_nanos());
+        u32::try_from(nanos >> UNIT_BITS).unwrap_or(u32::MAX)
+    }
+}
+
+/// Why a flow is not carried.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("no route leads to its destination")]
+    NoRoute,
+    #[error("the table is full")]
+    Full,
+    #[error("too many next hops")]
+    NextHops,
+    #[error("the map cannot be written")]
+    Map(#[source] MapError),
+}
+
+/// The next hops of the flows: which there are, in which place, for how many flows.
+struct Hops {
+    map: Map,
+    places: HashMap<(usize, Ipv4Addr), u16>,
+    list: Vec<Hop>,
+    free: Vec<u16>,
+    /// What [`NextHops::neighbour_changes`] was last.
+    seen: u64,
+    outdated: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Hop {
+    key: (usize, Ipv4Addr),
+    flows: u32,
+    word: u64,
+}
+
+impl Hops {
+    fn new(map: Map) -> Self {
+        Self { map, places: HashMap::new(), list: Vec::new(), free: Vec::new(), seen: 0, outdated: false }
+    }
+
+    fn used(&self) -> impl Iterator<Item = ((usize, Ipv4Addr), u16)> {
+        self.places.iter().map(|(key, place)| (*key, *place))
+    }
+
+    /// The place of a next hop, for one more flow.
+    fn take(&mut self, port: usize, gateway: Ipv4Addr, mac: Option<Mac>) -> Result<u16, Refused> {
+        let key = (port, gateway);
+        if let Some(&place) = self.places.get(&key) {
+            self.list[usize::from(place)].flows += 1;
+            return Ok(place);
+        }
+        let hop = Hop { key, flows: 1, word: word_of(port, mac) };
+        let place = match self.free.last() {
+            Some(&place) => place,
+            None if self.list.len() < NEXT_HOPS => {
+                u16::try_from(self.list.len()).map_err(|_| Refused::NextHops)?
+            }
+            None => return Err(Refused::NextHops),
+        };
+        self.write(place, hop.word).map_err(Refused::Map)?;
+        self.free.pop();
+        match self.list.get_mut(usize::from(place)) {
+            Some(there) => *there = hop,
+            None => self.list.push(hop),
+        }
+        self.places.insert(key, place);
+        Ok(place)
+    }
+
+    fn give_back(&mut self, place: u16) {
+        let Some(hop) = self.list.get_mut(usize::from(place)) else { return };
+        hop.flows = hop.flows.saturating_sub(1);
+        if hop.flows == 0 && self.places.remove(&hop.key).is_some() {
+            self.free.push(place);
+        }
+    }
+
+    fn follow(&mut self, next_hops: &NextHops, interfaces: &[u32]) -> Result<(), BpfError> {
+        if self.seen == next_hops.neighbour_changes() && !self.outdated {
+            return Ok(());
+        }
+        for (key, place) in self.used().collect::<Vec<_>>() {
+            let (port, gateway) = key;
+            let mac = interfaces.get(port).and_then(|&interface| next_hops.mac(interface, gateway));
+            let word = word_of(port, mac);
+            if self.list[usize::from(place)].word != word {
+                self.write(place, word)?;
+                self.list[usize::from(place)].word = word;
+            }
+        }
+        self.seen = next_hops.neighbour_changes();
+        self.outdated = false;
+        Ok(())
+    }
+
+    fn write(&mut self, place: u16, word: u64) -> Result<(), MapError> {
+        Array::<&mut MapData, u64>::try_from(&mut self.map)?.set(u32::from(place), word, 0)
+    }
+}
+
+/// The word of a next hop: see `NEXT_HOP_WORDS` in `bpf/xdp.bpf.c`.
+fn word_of(port: usize, mac: Option<Mac>) -> u64 {
+    let Some(mac) = mac else { return 0 };
+    // As it lies in memory, whatever the byte order.
+    let mut bytes = [0; 8];
+    let first = if cfg!(target_endian = "little") { 0 } else { 2 };
+    bytes[first..first + 6].copy_from_slice(&mac);
+    let mac = u64::from_ne_bytes(bytes);
+    mac | (port as u64) << 48 | 1 << 56
+}
+
+fn key_of(tuple: &FiveTuple) -> FlowKey {
+    FlowKey {
+        source: network_order(tuple.source.address),
+        destination: network_order(tuple.destination.address),
+        source_port: tuple.source.port.to_be(),
+        destination_port: tuple.destination.port.to_be(),
+        protocol: tuple.protocol.0,
+        zero: [0; 3],
+    }
+}
+
+fn translation_of(flow: &Flow, next_hop: u16) -> Translation {
+    let mut addresses = checksum::Adjustment::default();
+    addresses.address(flow.matches.source.address, flow.source.address);
+    addresses.address(flow.matches.destination.address, flow.destination.address);
+    let mut endpoints = addresses;
+    endpoints.word(flow.matches.source.port, flow.source.port);
+    endpoints.word(flow.matches.destination.port, flow.destination.port);
+    // The TTL is the high byte of its word, whatever stands in it.
+    addresses.word(0x0100, 0x0000);
+    let (roles, direction) = match (flow.from, flow.to) {
+        (Side::Internal, Side::External) => (Rules::ROLE_INTERNAL, OUT),
+        (Side::Internal, Side::Internal) => (Rules::ROLE_INTERNAL | Rules::ROLE_EXTERNAL, HAIRPIN),
+        (Side::External, _) => (Rules::ROLE_EXTERNAL, BACK),
+    };
+    Translation {
+        source: network_order(flow.source.address),
+        destination: network_order(flow.destination.address),
+        source_port: flow.source.port.to_be(),
+        destination_port: flow.destination.port.to_be(),
+        address_change: addresses.apply_to_sum(0).to_be(),
+        endpoint_change: endpoints.apply_to_sum(0).to_be(),
+        next_hop,
+        mtu: flow.mtu,
+        roles: u8::try_from(roles).unwrap_or(0),
+        direction,
+        ..Translation::default()
+    }
+}
+
+// As in `bpf/xdp.bpf.c`: enum direction, NEXT_HOPS, the unit of `last_use`.
+const OUT: u8 = 0;
+const BACK: u8 = 1;
+const HAIRPIN: u8 = 2;
+const NEXT_HOPS: usize = 16384;
+const UNIT_BITS: u32 = 30;
+
+/// linux/bpf.h: only if there is none yet.
+const BPF_NOEXIST: u64 = 1;
