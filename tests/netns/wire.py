@@ -49,12 +49,13 @@ class Wire:
 
     def exchange(self, *sent):
         """Sends packets, and gives all that came of them. A plain datagram follows, which must be translated:
-        once it is back, all before it has been dealt with."""
+        once it is back, all before it has been dealt with. Each is of a session of its own, so that no fast path ever
+        carries one past them."""
         for packet in sent:
             self.send(packet)
         self.controls += 1
         mark = b"control %d." % self.controls
-        self.send(IP(src="10.0.1.250", dst="198.51.100.250") / UDP(sport=9009, dport=9009) / mark)
+        self.send(IP(src="10.0.1.250", dst="198.51.100.250") / UDP(sport=20000 + self.controls, dport=9009) / mark)
         return self.receive(lambda packet: mark in bytes(packet))[:-1]
 
     def open_udp(self, port, remote_port=7000):

@@ -193,11 +193,12 @@ impl Xdp {
                 more |= count == BATCH;
             }
         }
-        // When nothing came, frames that were sent a moment ago may still have to be taken back.
-        sockets.turn();
+        // What the engine says to a packet leaves before what came after that packet.
         if any {
             packets.flush();
         }
+        // When nothing came, frames that were sent a moment ago may still have to be taken back.
+        sockets.turn();
         more
     }
 
