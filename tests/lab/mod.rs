@@ -430,8 +430,12 @@ impl Lab {
         if self.options.gateway == Gateway::Routed {
             return Ok(());
         }
+        // What conntrack takes for invalid, such as a second reset, it would let out untranslated; a gateway of AWS,
+        // which keeps no state, would not.
         self.router().nft(&format!(
             "table ip internet_gateway {{\n\
+             chain invalid {{\n type filter hook forward priority 0\n\
+             iifname \"nat\" ip saddr {NAT} ct state invalid drop\n }}\n\
              chain tracked {{\n type filter hook prerouting priority -450\n\
              iifname \"nat\" ip saddr {NAT} ip daddr != {VPC} return\n\
              iifname \"internet\" ip daddr {PUBLIC} return\n notrack\n }}\n\
