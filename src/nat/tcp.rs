@@ -233,13 +233,17 @@ impl Connection {
 
     fn record(&mut self, side: Side, segment: &TcpSegment) {
         let (half, peer) = match side {
-            Side::Internal => (&mut self.out, self.inward),
-            Side::External => (&mut self.inward, self.out),
+            Side::Internal => (&mut self.out, &mut self.inward),
+            Side::External => (&mut self.inward, &mut self.out),
         };
         let end = segment.sequence.wrapping_add(segment.length);
         if segment.has(TcpFlags::SYN) {
             half.seen |= Half::SYN;
             half.end = end;
+            // Whatever the peer acknowledged before, it was not this.
+            if is_after(peer.acknowledged, end) {
+                peer.seen &= !Half::ACK;
+            }
             if let Some(scale) = segment.window_scale {
                 half.scale = scale;
                 half.seen |= Half::SCALE;

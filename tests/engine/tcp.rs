@@ -43,6 +43,20 @@ fn segment_from_outside_without_a_session_is_dropped_in_silence() {
     assert_eq!(nat.transmitted(), []);
 }
 
+/// What the client acknowledged before the server's SYN was of another connection, and says nothing of its window.
+#[test]
+fn acknowledgement_from_before_the_peers_syn_does_not_count() {
+    let mut nat = Nat::default();
+    assert!(nat.out(tcp(CLIENT, SERVER, SYN).seq(1000)).is_sent());
+    let external = nat.session().external;
+    let (stale, server) = (900_000, 5_000);
+    assert!(nat.out(tcp(CLIENT, SERVER, ACK).seq(1001).ack(stale)).is_sent());
+    assert!(nat.inbound(tcp(SERVER, external, SYN | ACK).seq(server).ack(1001)).is_sent());
+    assert!(nat.out(tcp(CLIENT, SERVER, ACK).seq(1001).ack(server + 1)).is_sent());
+    assert!(!nat.inbound(tcp(SERVER, external, RST).seq(stale)).is_sent());
+    assert!(nat.inbound(tcp(SERVER, external, RST).seq(server + 1)).is_sent());
+}
+
 /// The client has crashed and comes back with the same port, while the NAT believes the old connection alive.
 #[test]
 fn new_connection_in_place_of_one_that_was_never_closed_works_in_full() {
