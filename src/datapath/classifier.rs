@@ -100,6 +100,12 @@ impl ClassifierConfig {
         self
     }
 
+    /// The external addresses, as they are on the wire.
+    #[must_use]
+    pub const fn external(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.external
+    }
+
     /// Whether NAT's packets are taken before the tap.
     #[must_use]
     pub const fn shares(&self) -> bool {

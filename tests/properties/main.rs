@@ -16,4 +16,5 @@ mod simulator;
 #[path = "../support/mod.rs"]
 mod support;
 mod translation;
+mod twins;
 mod world;

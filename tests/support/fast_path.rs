@@ -1,13 +1,44 @@
-//! A fast path as plain code: what any implementation of it has to do, packet by packet. It shares nothing with the
-//! engine but the types of their interface.
+//! What a fast path has to do, and one as plain code: what any implementation of it has to do, packet by packet. It
+//! shares nothing with the engine but the types of their interface.
 
 use std::collections::HashMap;
 
-use egret::nat::{Flow, FlowKeys, FlowPair, Side, TcpMarks, Traffic, Usage};
+use egret::nat::{Config, Flow, FlowKeys, FlowPair, Side, TcpMarks, Traffic, Usage};
 use egret::time::Instant;
 use egret::wire::{Endpoint, FiveTuple, Protocol};
 
 use super::{ACK, FIN, RST, SYN};
+
+/// Any fast path.
+pub trait Carrier {
+    /// The engine's configuration is this from now on.
+    fn configure(&mut self, _config: &Config) {}
+
+    /// The next packet comes in by the interface of `side`. Gives from which side an engine alone has it; `None` if it
+    /// is not NAT's, and does not come to [`Self::translate`].
+    fn admit(&mut self, side: Side, _packet: &[u8]) -> Option<Side> {
+        Some(side)
+    }
+
+    /// The packet as it leaves, and the side; `None` if it is the engine's.
+    fn translate(&mut self, now: Instant, side: Side, frame: &[u8]) -> Option<(Side, Vec<u8>)>;
+
+    /// Says whether there was room.
+    fn install(&mut self, now: Instant, pair: FlowPair) -> bool;
+
+    fn usage(&self, keys: FlowKeys) -> (Option<Usage>, Option<Usage>);
+
+    fn remove(&mut self, keys: FlowKeys) -> (Option<Usage>, Option<Usage>);
+
+    /// How many flows it holds.
+    fn len(&self) -> usize;
+
+    /// How many flows it has room for from now on.
+    fn set_room(&mut self, flows: usize);
+
+    /// What it has translated: out, back, hairpinned.
+    fn traffic(&self) -> [Traffic; 3];
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -35,12 +66,10 @@ impl Default for FastPath {
     }
 }
 
-impl FastPath {
-    /// Says whether there was room.
-    ///
+impl Carrier for FastPath {
     /// # Panics
     /// If there is such a flow already: the engine has forgotten one.
-    pub fn install(&mut self, now: Instant, pair: FlowPair) -> bool {
+    fn install(&mut self, now: Instant, pair: FlowPair) -> bool {
         if self.flows.len() + 2 > self.capacity {
             return false;
         }
@@ -53,22 +82,21 @@ impl FastPath {
         true
     }
 
-    pub fn usage(&self, keys: FlowKeys) -> (Option<Usage>, Option<Usage>) {
+    fn usage(&self, keys: FlowKeys) -> (Option<Usage>, Option<Usage>) {
         let usage = |key| self.flows.get(key).map(|&(_, usage)| usage);
         (usage(&keys.out), usage(&keys.back))
     }
 
-    pub fn remove(&mut self, keys: FlowKeys) -> (Option<Usage>, Option<Usage>) {
+    fn remove(&mut self, keys: FlowKeys) -> (Option<Usage>, Option<Usage>) {
         let mut usage = |key| self.flows.remove(key).map(|(_, usage)| usage);
         (usage(&keys.out), usage(&keys.back))
     }
 
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// The packet as it leaves, and the side; `None` if it is the engine's.
-    pub fn translate(&mut self, now: Instant, side: Side, frame: &[u8]) -> Option<(Side, Vec<u8>)> {
+    fn translate(&mut self, now: Instant, side: Side, frame: &[u8]) -> Option<(Side, Vec<u8>)> {
         // IPv4 without options, whole, with a right checksum and a TTL to take from.
         if frame.len() < 20 || frame[0] != 0x45 || fold(sum(&frame[..20])) != 0xffff {
             return None;
@@ -110,6 +138,14 @@ impl FastPath {
         };
         traffic.add(length);
         Some((flow.to, rewritten(packet, flow)))
+    }
+
+    fn set_room(&mut self, flows: usize) {
+        self.capacity = flows;
+    }
+
+    fn traffic(&self) -> [Traffic; 3] {
+        [self.out_to_external, self.out_to_internal, self.hairpinned]
     }
 }
 

@@ -12,7 +12,7 @@ pub use build::{ACK, FIN, PSH, RST, SYN, URG};
 pub use build::{
     Build, EndpointLike, PacketLike, ep, fragment, icmp, icmp_error, ip, other, ping, pong, tcp, udp,
 };
-pub use fast_path::FastPath;
+pub use fast_path::{Carrier, FastPath};
 pub use nat::{EXTERNAL, Nat, Outcome, PUBLIC, ROUTER, config, pool, static_mapping};
 pub use steps::{Step, configuration, walk};
 pub use view::{View, checksum_complaint, reassemble, view};

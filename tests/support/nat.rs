@@ -11,9 +11,9 @@ use egret::nat::{
 use egret::time::Instant;
 use egret::wire::{Endpoint, Offload, Packet, Protocol};
 
-use super::FastPath;
 use super::build::{EndpointLike, PacketLike};
 use super::view::{View, view};
+use super::{Carrier, FastPath};
 
 /// The external address on the wire.
 pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -90,11 +90,13 @@ impl Outcome {
 }
 
 /// The engine with a clock and a fast path.
-pub struct Nat {
+pub struct Nat<F = FastPath> {
     pub engine: Engine,
-    pub fast_path: FastPath,
+    pub fast_path: F,
     pub now: Instant,
     transmitted: Vec<Transmit>,
+    /// What it sends of its own accord is not read strictly: it may stem from a packet that was damaged.
+    pub lenient: bool,
     /// The last call took flows home.
     held: bool,
 }
@@ -117,11 +119,25 @@ impl Nat {
     }
 
     pub fn seeded(config: Config, seed: u64) -> Self {
+        Self::carried(config, seed, FastPath::default())
+    }
+}
+
+impl<F: Carrier> Nat<F> {
+    /// With another fast path than the model.
+    pub fn carried(config: Config, seed: u64, mut fast_path: F) -> Self {
         let mut bytes = [0x5a; 16];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        fast_path.configure(&config);
         let engine = Engine::new(config, bytes).expect("a usable configuration");
-        let fast_path = FastPath::default();
-        Self { engine, fast_path, now: Instant::from_millis(1_000), transmitted: Vec::new(), held: false }
+        Self {
+            engine,
+            fast_path,
+            now: Instant::from_millis(1_000),
+            transmitted: Vec::new(),
+            lenient: false,
+            held: false,
+        }
     }
 
     /// A packet from inside.
@@ -182,6 +198,7 @@ impl Nat {
     }
 
     pub fn reconfigure(&mut self, config: Config) {
+        self.fast_path.configure(&config);
         self.engine.reconfigure(self.now, config).expect("a usable configuration");
         self.drain();
     }
@@ -242,6 +259,11 @@ impl Nat {
     pub fn transmitted(&mut self) -> Vec<(Side, View)> {
         let all = std::mem::take(&mut self.transmitted);
         all.into_iter().map(|transmit| (transmit.side, view(&transmit.packet))).collect()
+    }
+
+    /// The same, not read at all.
+    pub fn transmitted_bytes(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.transmitted).into_iter().map(|transmit| transmit.packet).collect()
     }
 
     /// The only packet that the engine has sent of its own accord.
@@ -320,6 +342,10 @@ impl Nat {
     fn drain(&mut self) {
         self.serve();
         while let Some(transmit) = self.engine.poll_transmit() {
+            if self.lenient {
+                self.transmitted.push(transmit);
+                continue;
+            }
             let view = view(&transmit.packet);
             check_leak(self.engine.config(), transmit.side, &view);
             let config = self.engine.config();

@@ -63,24 +63,28 @@ enum Owner {
 
 /// What the two programs make of an IPv4 packet, run by the kernel without any interface.
 fn owner(filter: &mut Filter, packet: &[u8]) -> Owner {
-    // To the address of the loopback device, which stands in for the interface.
-    let ethernet = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 8, 0];
-    let frame = [&ethernet, packet].concat();
+    let frame = [&ETHERNET, packet].concat();
     let run = |program: &mut SchedClassifier| {
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
         program.test_run(options).expect("the kernel runs it").return_value.cast_signed()
     };
     let diverted = run(program(&mut filter.ebpf, DIVERT).expect("loaded")) == 2; // TC_ACT_SHOT
-    // The kernel takes the first header away before it runs a socket filter, as packet sockets do not.
-    let frame = [&ethernet[..], &frame].concat();
-    let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
-    let capture = program::<SocketFilter>(&mut filter.ebpf, CAPTURE).expect("loaded");
-    let captured = capture.test_run(options).expect("the kernel runs it").return_value != 0;
-    match (captured, diverted) {
+    match (filter.captures(packet), diverted) {
         (false, false) => Owner::Kernel,
         (true, true) => Owner::Nat,
         (true, false) => Owner::Both,
         (false, true) => panic!("dropped, but never captured"),
+    }
+}
+
+impl Filter {
+    /// Whether the packet socket gets an IPv4 packet.
+    pub(in crate::datapath) fn captures(&mut self, packet: &[u8]) -> bool {
+        // The kernel takes the first header away before it runs a socket filter, as packet sockets do not.
+        let frame = [&ETHERNET[..], &ETHERNET, packet].concat();
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
+        let capture = program::<SocketFilter>(&mut self.ebpf, CAPTURE).expect("loaded");
+        capture.test_run(options).expect("the kernel runs it").return_value != 0
     }
 }
 
@@ -104,6 +108,8 @@ fn icmp(kind: u8, about: &[u8]) -> Vec<u8> {
     [&[kind, 0, 0, 0, 0, 0, 0, 0], about].concat()
 }
 
+/// To the address of the loopback device, which stands in for the interface.
+const ETHERNET: [u8; 14] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 8, 0];
 const CLIENT: &str = "10.0.1.10";
 const HOST: &str = "10.0.0.10";
 const REMOTE: &str = "198.51.100.1";

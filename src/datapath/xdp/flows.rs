@@ -3,7 +3,7 @@
 //! Owns the two maps. Writes an entry when the engine hands a session over, reads one when the engine asks for its
 //! use, and never walks them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
@@ -22,6 +22,8 @@ pub struct Flows {
     hops: Hops,
     /// The kernel's indices of our interfaces: one-armed one, else the external and the internal one.
     interfaces: Vec<u32>,
+    /// The external addresses, as they are on the wire.
+    external: BTreeSet<Ipv4Addr>,
     /// `CLOCK_MONOTONIC` at the worker's origin of time, in nanoseconds.
     origin_nanos: u64,
     count: u32,
@@ -32,7 +34,15 @@ impl Flows {
     /// No flows yet. `origin_nanos` is `CLOCK_MONOTONIC` at [`Instant::ORIGIN`].
     #[must_use]
     pub fn new(map: Map, next_hops: Map, capacity: u32, origin_nanos: u64) -> Self {
-        Self { map, hops: Hops::new(next_hops), interfaces: Vec::new(), origin_nanos, count: 0, capacity }
+        Self {
+            map,
+            hops: Hops::new(next_hops),
+            interfaces: Vec::new(),
+            external: BTreeSet::new(),
+            origin_nanos,
+            count: 0,
+            capacity,
+        }
     }
 
     /// How many there are, and how many there may be.
@@ -47,6 +57,11 @@ impl Flows {
             self.interfaces = interfaces;
             self.hops.outdated = true;
         }
+    }
+
+    /// Sets the external addresses, for flows that are installed from now on.
+    pub fn set_external(&mut self, external: &BTreeSet<Ipv4Addr>) {
+        self.external.clone_from(external);
     }
 
     /// Has the program carry both directions, or neither.
@@ -106,7 +121,7 @@ impl Flows {
         let next_hop = self.hops.take(port, gateway, next_hops.mac(interface, gateway))?;
         let key = key_of(&flow.matches);
         let value = FlowValue {
-            to: translation_of(flow, next_hop).sealed(&key),
+            to: translation_of(flow, self.roles_of(flow), next_hop).sealed(&key),
             used: FlowUse {
                 last_use: self.units(now),
                 end: flow.marks.end,
@@ -126,6 +141,18 @@ impl Flows {
                 self.hops.give_back(next_hop);
                 Err(Refused::Map(error))
             }
+        }
+    }
+
+    /// The interfaces that a flow may come in by: those by which the classifier takes its packets for NAT's.
+    fn roles_of(&self, flow: &Flow) -> u32 {
+        match (flow.from, flow.to) {
+            (Side::External, _) => Rules::ROLE_EXTERNAL,
+            // To the address as it is on the wire, the network may have a shorter way than by our internal interface.
+            (Side::Internal, Side::Internal) if self.external.contains(&flow.matches.destination.address) => {
+                Rules::ROLE_INTERNAL | Rules::ROLE_EXTERNAL
+            }
+            (Side::Internal, _) => Rules::ROLE_INTERNAL,
         }
     }
 
@@ -157,6 +184,20 @@ impl Flows {
     fn units(&self, now: Instant) -> u32 {
         let nanos = self.origin_nanos.saturating_add(now.as_nanos());
         u32::try_from(nanos >> UNIT_BITS).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+impl Flows {
+    /// What the map holds of a flow.
+    pub fn value(&self, tuple: &FiveTuple) -> Option<FlowValue> {
+        BpfHashMap::<_, FlowKey, FlowValue>::try_from(&self.map).expect("its type").get(&key_of(tuple), 0).ok()
+    }
+
+    /// Writes anything over what the map holds of a flow.
+    pub fn overwrite(&mut self, tuple: &FiveTuple, value: FlowValue) {
+        let map = BpfHashMap::<&mut MapData, FlowKey, FlowValue>::try_from(&mut self.map);
+        map.expect("its type").insert(key_of(tuple), value, 0).expect("writable");
     }
 }
 
@@ -278,7 +319,7 @@ fn key_of(tuple: &FiveTuple) -> FlowKey {
     }
 }
 
-fn translation_of(flow: &Flow, next_hop: u16) -> Translation {
+fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> Translation {
     let mut addresses = checksum::Adjustment::default();
     addresses.address(flow.matches.source.address, flow.source.address);
     addresses.address(flow.matches.destination.address, flow.destination.address);
@@ -287,10 +328,10 @@ fn translation_of(flow: &Flow, next_hop: u16) -> Translation {
     endpoints.word(flow.matches.destination.port, flow.destination.port);
     // The TTL is the high byte of its word, whatever stands in it.
     addresses.word(0x0100, 0x0000);
-    let (roles, direction) = match (flow.from, flow.to) {
-        (Side::Internal, Side::External) => (Rules::ROLE_INTERNAL, OUT),
-        (Side::Internal, Side::Internal) => (Rules::ROLE_INTERNAL | Rules::ROLE_EXTERNAL, HAIRPIN),
-        (Side::External, _) => (Rules::ROLE_EXTERNAL, BACK),
+    let direction = match (flow.from, flow.to) {
+        (Side::Internal, Side::External) => OUT,
+        (Side::Internal, Side::Internal) => HAIRPIN,
+        (Side::External, _) => BACK,
     };
     Translation {
         source: network_order(flow.source.address),

@@ -91,6 +91,7 @@ impl Xdp {
             recalled_routes: 0,
             recall: None,
         };
+        xdp.flows.set_external(rules.external());
         xdp.follow_ports(ports)?;
         Ok(xdp)
     }
@@ -156,6 +157,7 @@ impl Xdp {
     /// # Errors
     /// See [`BpfError`].
     pub fn configure(&mut self, rules: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), BpfError> {
+        self.flows.set_external(rules.external());
         self.program.configure(rules, host)
     }
 
@@ -333,3 +335,6 @@ fn queues_of(interface: &str) -> u32 {
 const LINK_RESET: Duration = Duration::from_secs(5);
 /// Places of the session table that are recalled between two batches.
 const RECALL_PLACES: u32 = 1024;
+
+#[cfg(test)]
+mod tests;

@@ -116,6 +116,12 @@ impl Program {
         }
         Ok(sum)
     }
+
+    /// The program itself, to be run on packets of a test's.
+    #[cfg(test)]
+    pub fn program(&mut self) -> &mut Xdp {
+        program(&mut self.ebpf, PROGRAM).unwrap_or_else(|error| unreachable!("it was loaded: {error}"))
+    }
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.bpf.o"));
