@@ -11,6 +11,11 @@
 )]
 
 mod namespaces;
+#[allow(clippy::cast_possible_truncation, reason = "numbers of hosts and sessions")]
+mod stress;
+#[allow(clippy::cast_possible_truncation, clippy::wrong_self_convention, reason = "as where it is used most")]
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
