@@ -33,6 +33,8 @@ demo-clean: ## remove what `make demo KEEP=1` left
 test: ## all tests: units, properties, simulator, and real programs in namespaces
 	@tests/lab/packages.sh $(TEST_PACKAGES)
 	cargo test --release
+	@echo 'the NAT once more, with every session in a fast path from its first packet on'
+	EGRET_OFFLOAD_AFTER=1 cargo test --release --test rfc --test engine --test properties
 
 check: ## formatting, lints, documentation, licences and advisories
 	cargo fmt --check
