@@ -238,6 +238,7 @@ impl Core {
             addresses: Vec::new(),
             refresh: Refresh::default(),
             tick_at: Instant::ORIGIN,
+            xdp_not_before: Instant::ORIGIN,
             trouble: None,
         };
         state.take_topology(self.topology);
@@ -290,6 +291,8 @@ struct State {
     addresses: Vec<(u32, Ipv4Addr)>,
     refresh: Refresh,
     tick_at: Instant,
+    /// When the program may be attached again, if it could not be.
+    xdp_not_before: Instant,
     /// What went wrong last, if it has not been mended since.
     trouble: Option<String>,
 }
@@ -350,7 +353,8 @@ impl State {
             refresh,
             Some(self.tick_at),
         ];
-        let Some(due) = due.into_iter().flatten().min() else { return PollTimeout::NONE };
+        let unsent = self.xdp.as_ref().is_some_and(Xdp::has_unsent).then(|| self.now + SOON);
+        let Some(due) = due.into_iter().chain([unsent]).flatten().min() else { return PollTimeout::NONE };
         // Rounded up: to wake too early is to wake twice.
         let millis = due.saturating_since(self.now).as_nanos().div_ceil(1_000_000);
         PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
@@ -536,10 +540,14 @@ impl State {
                 _ => {}
             }
         }
-        if let Some(xdp) = &mut self.xdp
-            && let Err(error) = xdp.follow_ports(&self.datapath.ports)
-        {
-            trouble = Some(with_causes(&error));
+        if let Some(xdp) = &mut self.xdp {
+            if self.now < self.xdp_not_before {
+                trouble = trouble.or_else(|| self.trouble.clone());
+            } else if let Err(error) = xdp.follow_ports(&self.datapath.ports) {
+                // A try may take the link down and up, which is a change to follow.
+                self.xdp_not_before = self.now + TICK;
+                trouble = Some(with_causes(&error));
+            }
         }
         let indices = self.datapath.ports.iter().map(|port| port.index).collect();
         self.datapath.forwarding.next_hops.set_interfaces(indices);
@@ -636,3 +644,5 @@ const SCAN_PLACES: u32 = 4096;
 /// How often to look after the gateway, and after interfaces that are not open.
 const TICK: Duration = Duration::from_secs(1);
 const REFRESH_EVERY: Duration = Duration::from_millis(20);
+/// When to try again what the kernel could not take.
+const SOON: Duration = Duration::from_millis(1);

@@ -6,7 +6,7 @@
 // ever becoming an skb. On a miss the classifier says whose it is: NAT's goes to the worker by the AF_XDP socket of
 // its queue, the rest is the kernel's. Nothing here creates or deletes state.
 //
-// The structs are shared with `src/datapath/xdp/shared.rs`; sizes and offsets are asserted on both sides.
+// The structs are shared with `src/datapath/sys/shared.rs`; sizes and offsets are asserted on both sides.
 
 #include <linux/bpf.h>
 #include <linux/types.h>
@@ -102,13 +102,13 @@ struct counters {
 	__u64 unserved; // NAT's, but there is no socket for the queue
 };
 
-_Static_assert(sizeof(struct flow_key) == 16, "shared with xdp/shared.rs");
-_Static_assert(sizeof(struct translation) == 32, "shared with xdp/shared.rs");
-_Static_assert(__builtin_offsetof(struct translation, seal) == 24, "shared with xdp/shared.rs");
-_Static_assert(sizeof(struct usage) == 32, "shared with xdp/shared.rs");
-_Static_assert(__builtin_offsetof(struct usage, window) == 28, "shared with xdp/shared.rs");
-_Static_assert(sizeof(struct interface) == 16, "shared with xdp/shared.rs");
-_Static_assert(sizeof(struct counters) == 104, "shared with xdp/shared.rs");
+_Static_assert(sizeof(struct flow_key) == 16, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct translation) == 32, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct translation, seal) == 24, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct usage) == 32, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct usage, window) == 28, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct interface) == 16, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct counters) == 104, "shared with sys/shared.rs");
 
 // Filled by the engine alone: never LRU, which would evict behind its back. Memory only for flows that there are.
 struct {
@@ -384,7 +384,9 @@ int egret_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	counters->misses[miss]++;
-	long action = bpf_redirect_map(&SOCKETS, place * QUEUES + ctx->rx_queue_index, XDP_DROP);
+	long action = XDP_DROP;
+	if (ctx->rx_queue_index < QUEUES)
+		action = bpf_redirect_map(&SOCKETS, place * QUEUES + ctx->rx_queue_index, XDP_DROP);
 	if (action != XDP_REDIRECT)
 		counters->unserved++;
 	return action;

@@ -3,7 +3,7 @@
 //! Owns the two maps. Writes an entry when the engine hands a session over, reads one when the engine asks for its
 //! use, and never walks them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
@@ -219,7 +219,7 @@ struct Hops {
     map: Map,
     places: HashMap<(usize, Ipv4Addr), u16>,
     list: Vec<Hop>,
-    free: Vec<u16>,
+    free: VecDeque<u16>,
     /// What [`NextHops::neighbour_changes`] was last.
     seen: u64,
     outdated: bool,
@@ -234,7 +234,7 @@ struct Hop {
 
 impl Hops {
     fn new(map: Map) -> Self {
-        Self { map, places: HashMap::new(), list: Vec::new(), free: Vec::new(), seen: 0, outdated: false }
+        Self { map, places: HashMap::new(), list: Vec::new(), free: VecDeque::new(), seen: 0, outdated: false }
     }
 
     fn used(&self) -> impl Iterator<Item = ((usize, Ipv4Addr), u16)> {
@@ -249,7 +249,7 @@ impl Hops {
             return Ok(place);
         }
         let hop = Hop { key, flows: 1, word: word_of(port, mac) };
-        let place = match self.free.last() {
+        let place = match self.free.front() {
             Some(&place) => place,
             None if self.list.len() < NEXT_HOPS => {
                 u16::try_from(self.list.len()).map_err(|_| Refused::NextHops)?
@@ -257,7 +257,7 @@ impl Hops {
             None => return Err(Refused::NextHops),
         };
         self.write(place, hop.word).map_err(Refused::Map)?;
-        self.free.pop();
+        self.free.pop_front();
         match self.list.get_mut(usize::from(place)) {
             Some(there) => *there = hop,
             None => self.list.push(hop),
@@ -270,7 +270,7 @@ impl Hops {
         let Some(hop) = self.list.get_mut(usize::from(place)) else { return };
         hop.flows = hop.flows.saturating_sub(1);
         if hop.flows == 0 && self.places.remove(&hop.key).is_some() {
-            self.free.push(place);
+            self.free.push_back(place);
         }
     }
 

@@ -19,7 +19,7 @@ use self::driver::Adjusted;
 pub use self::driver::DriverError;
 use self::flows::Flows;
 use self::program::Program;
-use self::sockets::Sockets;
+use self::sockets::{Queues, Sockets, SocketsError};
 use super::af_packet::{AfPacket, Port};
 use super::classifier::{BpfError, ClassifierConfig};
 use super::forwarding::Forwarded;
@@ -36,8 +36,8 @@ pub struct Xdp {
     /// By port. Dropped before the program and the sockets.
     attached: Vec<Option<Attached>>,
     sockets: Option<Sockets>,
-    /// What the sockets were opened for: the interfaces' indices and their numbers of receive queues.
-    opened_for: Vec<(u32, u32)>,
+    /// What the sockets were opened for.
+    opened_for: Vec<Queues>,
     flows: Flows,
     program: Program,
     unserved: u64,
@@ -60,8 +60,10 @@ pub enum XdpError {
     Driver(#[from] DriverError),
     #[error("the XDP program")]
     Program(#[from] BpfError),
-    #[error("the AF_XDP sockets cannot be opened")]
-    Sockets(#[source] io::Error),
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
+    #[error("the interfaces cannot be asked for")]
+    Netlink(#[source] io::Error),
 }
 
 impl Xdp {
@@ -93,6 +95,10 @@ impl Xdp {
         };
         xdp.flows.set_external(rules.external());
         xdp.follow_ports(ports)?;
+        for port in ports {
+            // Not an error if it is not: it comes up when it can.
+            driver::wait_running(port.index, LINK_RESET).map_err(XdpError::Netlink)?;
+        }
         Ok(xdp)
     }
 
@@ -113,6 +119,12 @@ impl Xdp {
         self.sockets.iter().flat_map(Sockets::iter).map(|(_, _, socket)| socket.as_fd())
     }
 
+    /// Whether something waits to be sent for which there will be no event.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.sockets.as_ref().is_some_and(Sockets::has_unsent)
+    }
+
     /// Attaches to interfaces that are new, lets those go that are gone, and opens sockets on all their queues.
     ///
     /// # Errors
@@ -130,13 +142,12 @@ impl Xdp {
             if attached.is_none() && port.index != 0 {
                 let (link, adjusted) =
                     driver::attach(port.index, self.config, || self.program.attach(port.index))?;
-                // Not an error if it is not: it comes up when it can.
-                driver::wait_running(port.index, LINK_RESET).map_err(DriverError::Netlink)?;
                 *attached = Some(Attached { interface: port.index, _link: link, adjusted });
             }
         }
-        let wanted: Vec<_> = ports.iter().map(|port| (port.index, queues_of(&port.name))).collect();
-        if self.sockets.is_some() && self.opened_for == wanted {
+        let wanted: Vec<_> = ports.iter().map(queues_of).collect();
+        let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(0);
+        if self.opened_for == wanted && self.sockets.as_ref().is_some_and(|sockets| sockets.fit(mtu)) {
             return Ok(());
         }
         // First the old ones: a queue has one socket.
@@ -144,11 +155,8 @@ impl Xdp {
         if self.attached.iter().any(Option::is_none) {
             return Ok(());
         }
-        self.open_sockets(ports, &wanted)?;
+        self.open_sockets(&wanted, mtu)?;
         self.opened_for = wanted;
-        for port in ports {
-            driver::wait_running(port.index, LINK_RESET).map_err(DriverError::Netlink)?;
-        }
         Ok(())
     }
 
@@ -229,7 +237,7 @@ impl Xdp {
         self.flows.keep_neighbours(now, &mut packets.forwarding.next_hops);
         let Ok(counted) = self.program.counters() else { return };
         if counted.unserved > self.unserved && self.sockets.is_some() {
-            tracing::info!("packets came by a queue without a socket");
+            // A queue has no socket: perhaps there are more of them now.
             if let Err(error) = self.follow_ports(&packets.ports) {
                 tracing::warn!(%error, "sockets cannot be opened anew");
             }
@@ -277,9 +285,8 @@ impl Xdp {
         }
     }
 
-    fn open_sockets(&mut self, ports: &[Port], wanted: &[(u32, u32)]) -> Result<(), XdpError> {
-        let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(0);
-        let sockets = Sockets::open(wanted, mtu).map_err(XdpError::Sockets)?;
+    fn open_sockets(&mut self, wanted: &[Queues], mtu: u32) -> Result<(), XdpError> {
+        let sockets = Sockets::open(wanted, mtu)?;
         for (place, queue, socket) in sockets.iter() {
             self.program.set_socket(place, queue, Some(socket))?;
         }
@@ -325,10 +332,20 @@ fn interfaces_of(ports: &[Port]) -> OurInterfaces {
     interfaces
 }
 
-/// The receive queues of an interface; one if its driver does not say.
-fn queues_of(interface: &str) -> u32 {
-    let counts = sys::channels(interface).map(|channels| channels.present).unwrap_or_default();
-    (counts.receive + counts.combined).max(1)
+/// The queues of an interface, as its driver tells, or else as the kernel has them.
+fn queues_of(port: &Port) -> Queues {
+    let present = sys::channels(&port.name).map(|channels| channels.present).unwrap_or_default();
+    let (receive, transmit) = (present.receive + present.combined, present.transmit + present.combined);
+    let or_listed = |count: u32, prefix| if count > 0 { count } else { listed_queues(&port.name, prefix) };
+    Queues { interface: port.index, receive: or_listed(receive, "rx-"), transmit: or_listed(transmit, "tx-") }
+}
+
+/// The queues of an interface that begin with `prefix` in sysfs; one if there is no list of them.
+fn listed_queues(interface: &str, prefix: &str) -> u32 {
+    let entries = std::fs::read_dir(format!("/sys/class/net/{interface}/queues"));
+    let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let count = names.filter(|name| name.to_string_lossy().starts_with(prefix)).count();
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
 }
 
 /// How long a driver may take the link down for.
