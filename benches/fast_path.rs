@@ -101,7 +101,8 @@ fn both(kind: Kind, bits: u32) -> Result<[NatHost; 2]> {
     Ok(hosts)
 }
 
-/// Opens the flows, and has them carry data both ways until any of them may be in the fast path.
+/// Opens the flows, and has them carry data both ways until all are where they stay: in the fast path, if it is
+/// Egret, and with the kernel, known as replied to.
 fn establish(host: &mut NatHost, kind: Kind, bits: u32) -> Result {
     let frames = |(way, kind)| Frames { way, kind, first_flow: 0, flow_bits: bits };
     if kind != Kind::Udp {
@@ -112,8 +113,11 @@ fn establish(host: &mut NatHost, kind: Kind, bits: u32) -> Result {
     for _ in 0..SETTLING {
         complete(host, frames((Way::Out, kind)))?;
         complete(host, frames((Way::Back, kind)))?;
+        if host.has_settled(1 << bits)? {
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(Failure::new(format!("not all of the flows are in the fast path: {:?}", host.status()?)))
 }
 
 /// Sends a frame of each flow until all have come out in one go: what gets lost is sent again.
@@ -228,8 +232,8 @@ const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// Packets each way, more than a session must have had before it is handed to the fast path.
-const SETTLING: u32 = 8;
+/// Packets each way, at most, until a flow is in the fast path: more than that wants.
+const SETTLING: u32 = 16;
 /// How often a round is begun anew if anything was lost.
 const TRIES: u32 = 5;
 /// Sessions that are open at once, as a power of two.

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use super::DATAPATH;
 use super::figures::Translator;
@@ -80,9 +81,32 @@ impl NatHost {
         Ok(Self { lab, generator, egret, napi })
     }
 
-    /// Sends frames for some time, and tells what the NAT host did with them.
+    /// Sends frames of established flows for some time, and tells what the NAT host did with them.
+    ///
+    /// # Errors
+    /// If Egret's fast path has left some to the engine: it is not what was measured then.
     pub fn work(&mut self, frames: Frames, pace: Pace, time: Duration) -> Result<Work> {
-        self.measured(|generator| generator.send(frames, u64::from(u32::MAX), pace, time))
+        let before = self.fast_path()?;
+        let work = self.measured(|generator| generator.send(frames, u64::from(u32::MAX), pace, time))?;
+        if let (Some(before), Some(after)) = (before, self.fast_path()?) {
+            let (hits, misses) = (after.translated - before.translated, after.missed - before.missed);
+            if misses * 1000 > hits {
+                return Err(Failure::new(format!(
+                    "the fast path has left {misses} packets of {} to the engine",
+                    hits + misses
+                )));
+            }
+        }
+        Ok(work)
+    }
+
+    /// Whether Egret's fast path carries this many sessions, both ways; of the kernel there is nothing to be asked.
+    pub fn has_settled(&self, sessions: u64) -> Result<bool> {
+        Ok(self.fast_path()?.is_none_or(|fast_path| fast_path.flows == 2 * sessions))
+    }
+
+    fn fast_path(&self) -> Result<Option<FastPath>> {
+        self.status()?.map(|status| FastPath::of(&status)).transpose()
     }
 
     /// Measures what the NAT host does while frames are sent, whose number is given back.
@@ -102,7 +126,7 @@ impl NatHost {
     }
 
     /// What Egret says of itself, if it is the one.
-    pub fn status(&self) -> Result<Option<serde_json::Value>> {
+    pub fn status(&self) -> Result<Option<Value>> {
         self.egret.as_ref().map(Egret::status).transpose()
     }
 
@@ -113,6 +137,29 @@ impl NatHost {
             None => Duration::ZERO,
         };
         Ok(process::run_time(self.napi.as_raw().unsigned_abs())? + daemon)
+    }
+}
+
+/// What Egret's fast path says of itself.
+struct FastPath {
+    flows: u64,
+    /// Packets.
+    translated: u64,
+    missed: u64,
+}
+
+impl FastPath {
+    fn of(status: &Value) -> Result<Self> {
+        let report = &status["fast_path"];
+        let sum = |numbers: &Value, of: fn(&Value) -> Option<u64>| {
+            numbers.as_object().and_then(|numbers| numbers.values().map(of).sum::<Option<u64>>())
+        };
+        let read = || {
+            let translated = sum(&report["translated"], |traffic| traffic["packets"].as_u64())?;
+            let missed = sum(&report["misses"], Value::as_u64)?;
+            Some(Self { flows: report["flows"].as_u64()?, translated, missed })
+        };
+        read().ok_or_else(|| Failure::new(format!("no fast path in {status}")))
     }
 }
 
