@@ -1,5 +1,6 @@
 //! What a packet costs with Egret's fast path, and with the kernel's own masquerading:
-//! `cargo bench --no-default-features --bench fast_path`, or with `quick` as an argument for a short run.
+//! `cargo bench --no-default-features --bench fast_path`, with `quick` as an argument for a short run, and with names
+//! of its parts for only these: `udp`, `tcp`, `sessions`, `latency`, `alone`.
 //!
 //! Two labs stand side by side, one NAT host translating by Egret and one by nft, each with flows that were
 //! established before; frames are sent to them in turns. A NAT host's interface is polled by a thread of its own
@@ -44,8 +45,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// How much is measured.
+/// What is measured, and how much.
 struct Plan {
+    /// Only these parts, see the module; all if there are none.
+    only: Vec<String>,
     rounds: usize,
     /// Of sending, each time.
     window: Duration,
@@ -58,12 +61,18 @@ struct Plan {
 
 impl Plan {
     fn new(arguments: &[String]) -> Self {
+        let is_part = |argument: &&String| !argument.starts_with('-') && *argument != "quick";
+        let only = arguments.iter().filter(is_part).cloned().collect();
         if arguments.iter().any(|argument| argument == "quick") {
             let window = Duration::from_millis(300);
-            return Self { rounds: 2, window, flow_bits: &[0, 10, 16], new_bits: 13, exchanges: 2_000 };
+            return Self { only, rounds: 2, window, flow_bits: &[0, 10, 16], new_bits: 13, exchanges: 2_000 };
         }
         let window = Duration::from_secs(1);
-        Self { rounds: 5, window, flow_bits: &[0, 10, 16, 20], new_bits: 16, exchanges: 20_000 }
+        Self { only, rounds: 5, window, flow_bits: &[0, 10, 16, 20], new_bits: 16, exchanges: 20_000 }
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == part)
     }
 }
 
@@ -81,15 +90,26 @@ fn compare(plan: &Plan) -> Result {
     Series::print_header();
 
     let _room = TrackingRoom::for_connections(1 << 20)?;
-    for bits in plan.flow_bits {
-        established(plan, "UDP, 64 bytes", Kind::Udp, *bits)?;
+    let kinds = [("udp", "UDP, 64 bytes", Kind::Udp), ("tcp", "TCP, 1448 of data", DATA)];
+    for (part, name, kind) in kinds {
+        for bits in plan.flow_bits.iter().filter(|_| plan.wants(part)) {
+            established(plan, name, kind, *bits)?;
+        }
     }
-    for bits in plan.flow_bits {
-        established(plan, "TCP, 1448 of data", DATA, *bits)?;
+    if plan.wants("sessions") {
+        new_sessions(plan, "UDP, reply", &[(Way::Out, Kind::Udp), (Way::Back, Kind::Udp)])?;
+        new_sessions(plan, "TCP, FINs", &[HANDSHAKE, FAREWELL].concat())?;
     }
-    new_sessions(plan, "UDP, reply", &[(Way::Out, Kind::Udp), (Way::Back, Kind::Udp)])?;
-    new_sessions(plan, "TCP, FINs", &[HANDSHAKE, FAREWELL].concat())?;
-    latency(plan)
+    if plan.wants("latency") {
+        latency(plan)?;
+    }
+    if plan.wants("alone") {
+        println!();
+        for (_, name, kind) in kinds {
+            program_alone(plan, name, kind)?;
+        }
+    }
+    Ok(())
 }
 
 /// Both, with as many established flows; and how many that are.
@@ -213,6 +233,21 @@ fn latency(plan: &Plan) -> Result {
     })?;
     half.print("UDP ping-pong, half load, p50, us", 1.0);
     tail.print("UDP ping-pong, half load, p99, us", 1.0);
+    Ok(())
+}
+
+/// What Egret's program takes without all that moves frames to it and from it.
+fn program_alone(plan: &Plan, name: &str, kind: Kind) -> Result {
+    let mut host = NatHost::new(Translator::Egret, 1)?;
+    establish(&mut host, kind, 0)?;
+    let frames = Frames { way: Way::Out, kind, first_flow: 0, flow_bits: 0 };
+    let mut times = Vec::new();
+    for _ in 0..2 * plan.rounds + 1 {
+        times.push(host.program_alone(frames)?.as_nanos());
+    }
+    times.sort_unstable();
+    let (least, median, most) = (times[0], times[times.len() / 2], times[times.len() - 1]);
+    println!("{:37} {median} ({least} - {most}), target 100", format!("program alone, {name}, ns"));
     Ok(())
 }
 

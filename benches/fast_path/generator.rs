@@ -1,11 +1,12 @@
 //! Frames of many flows, made and counted by the lab's BPF programs at the router's end of the NAT host's link.
 
 use std::fs::File;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, MapData};
-use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::maps::{Array, MapData, ProgramArray};
+use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, maps::Map};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::unistd::Pid;
@@ -72,6 +73,7 @@ pub struct Generator {
     programs: Ebpf,
     plan: Array<MapData, [u64; FIELDS]>,
     seen: Array<MapData, u64>,
+    measured: ProgramArray<MapData>,
     router: Host,
     interface: u64,
     to_mac: u64,
@@ -87,23 +89,23 @@ impl Generator {
             programs.take_map(name).ok_or_else(|| Failure::new(format!("no map {name} in {PROGRAMS}")))
         };
         let (plan, seen) = (Array::try_from(taken("PLAN")?)?, Array::try_from(taken("SEEN")?)?);
+        let measured = ProgramArray::try_from(taken("MEASURED")?)?;
+        for name in ["generate", "sink", "again", "pass"] {
+            program(&mut programs, name)?.load()?;
+        }
         router.run("ip link set nat xdpdrv off")?;
         within(&router, || -> Result {
             // Nothing ever comes by `lo`. But a program that is attached anywhere can be run without the kernel
             // building its XDP dispatcher anew, for which it would wait until every processor has passed through it:
             // tens of milliseconds in each call.
-            let generate = program(&mut programs, "generate")?;
-            generate.load()?;
-            generate.attach("lo", XdpMode::Skb)?;
-            let sink = program(&mut programs, "sink")?;
-            sink.load()?;
-            sink.attach("nat", XdpMode::Driver)?;
+            program(&mut programs, "generate")?.attach("lo", XdpMode::Skb)?;
+            program(&mut programs, "sink")?.attach("nat", XdpMode::Driver)?;
             Ok(())
         })?;
         let to_mac = mac(lab.nat(), "ens5")?;
         let from_mac = mac(&router, "nat")?;
         let interface = router.run("cat /sys/class/net/nat/ifindex")?.trim().parse()?;
-        Ok(Self { programs, plan, seen, router, interface, to_mac, from_mac })
+        Ok(Self { programs, plan, seen, measured, router, interface, to_mac, from_mac })
     }
 
     pub fn seen(&self) -> Result<Seen> {
@@ -129,40 +131,11 @@ impl Generator {
 
     /// Sends `count` frames, but no longer than `time`; tells how many it has sent.
     pub fn send(&mut self, frames: Frames, count: u64, pace: Pace, time: Duration) -> Result<u64> {
-        let (flags, sequence, acknowledged, header, payload) = match frames.kind {
-            Kind::Udp => (0, 0, 0, UDP_HEADER, UDP_PAYLOAD),
-            Kind::Tcp(flags, sequence, acknowledged, payload) => {
-                (flags, sequence, acknowledged, TCP_HEADER, usize::from(payload))
-            }
-        };
-        let length = IPV4_HEADER + header + payload;
-        let (window, interval) = match pace {
-            Pace::Careful => (WINDOW, 0),
-            Pace::Flood => (0, 0),
-            Pace::Every(interval) => (0, u64::try_from(interval.as_nanos())?),
-        };
-        let already = self.seen()?.translated();
         // Numbers go on from what was seen, so that their difference is what is on its way.
-        let mut plan = [
-            already,
-            already + count,
-            0,
-            window,
-            0,
-            interval,
-            frames.first_flow,
-            u64::from(frames.flow_bits),
-            self.interface,
-            self.to_mac,
-            self.from_mac,
-            u64::from(frames.way == Way::Back),
-            length as u64,
-            u64::from(flags),
-            u64::from(sequence),
-            u64::from(acknowledged),
-        ];
+        let already = self.seen()?.translated();
+        let mut plan = self.plan_of(frames, pace, already..already + count)?;
         self.plan.set(0, plan, 0)?;
-        let frame = vec![0; ETHERNET_HEADER + length];
+        let frame = room_for(&plan)?;
         let Self { programs, plan: shared, seen, router, .. } = self;
         let program = program(programs, "generate")?;
         within(router, || -> Result {
@@ -190,6 +163,79 @@ impl Generator {
         })?;
         Ok(plan[NEXT] - already)
     }
+
+    /// What a program takes for a frame that it sends back by the interface of `host` that it is given as coming in
+    /// by, hot: many times the same one.
+    pub fn time_alone(
+        &mut self,
+        frames: Frames,
+        measured: &ProgramFd,
+        host: &Host,
+        interface: u32,
+    ) -> Result<Duration> {
+        let idle = program(&mut self.programs, "pass")?.fd()?.try_clone()?;
+        let plan = self.plan_of(frames, Pace::Flood, 0..0)?;
+        self.plan.set(0, plan, 0)?;
+        let frame = room_for(&plan)?;
+        // struct xdp_md of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, u32::try_from(frame.len())?, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+        let mut time = |of: &ProgramFd, action: u32| -> Result<Duration> {
+            self.measured.set(0, of, 0)?;
+            let again = program(&mut self.programs, "again")?;
+            let ran = within(host, || -> Result<_> {
+                pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
+                Ok(again.test_run(TestRunOptions {
+                    data_in: Some(&frame),
+                    ctx_in: Some(&context),
+                    repeat: ALONE,
+                    ..TestRunOptions::default()
+                })?)
+            })?;
+            if ran.return_value != action {
+                return Err(Failure::new(format!("the program alone gave {}, not {action}", ran.return_value)));
+            }
+            Ok(ran.duration)
+        };
+        Ok(time(measured, XDP_TX)?.saturating_sub(time(&idle, XDP_PASS)?))
+    }
+
+    /// A plan for the frames of these numbers, in the order of `struct plan` in `lab.bpf.c`.
+    fn plan_of(&self, frames: Frames, pace: Pace, numbers: Range<u64>) -> Result<[u64; FIELDS]> {
+        let (flags, sequence, acknowledged, header, payload) = match frames.kind {
+            Kind::Udp => (0, 0, 0, UDP_HEADER, UDP_PAYLOAD),
+            Kind::Tcp(flags, sequence, acknowledged, payload) => {
+                (flags, sequence, acknowledged, TCP_HEADER, usize::from(payload))
+            }
+        };
+        let (window, interval) = match pace {
+            Pace::Careful => (WINDOW, 0),
+            Pace::Flood => (0, 0),
+            Pace::Every(interval) => (0, u64::try_from(interval.as_nanos())?),
+        };
+        Ok([
+            numbers.start,
+            numbers.end,
+            0,
+            window,
+            0,
+            interval,
+            frames.first_flow,
+            u64::from(frames.flow_bits),
+            self.interface,
+            self.to_mac,
+            self.from_mac,
+            u64::from(frames.way == Way::Back),
+            (IPV4_HEADER + header + payload) as u64,
+            u64::from(flags),
+            u64::from(sequence),
+            u64::from(acknowledged),
+        ])
+    }
+}
+
+/// A frame to be written over.
+fn room_for(plan: &[u64; FIELDS]) -> Result<Vec<u8>> {
+    Ok(vec![0; ETHERNET_HEADER + usize::try_from(plan[LENGTH])?])
 }
 
 /// Has a task run on this processor only.
@@ -241,6 +287,13 @@ pub fn make_neighbours_permanent(lab: &Lab) -> Result {
 const FIELDS: usize = 16;
 const NEXT: usize = 0;
 const GIVEN_UP: usize = 2;
+const LENGTH: usize = 12;
+
+// linux/bpf.h.
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+/// Runs of a program alone.
+const ALONE: u32 = 1 << 20;
 
 const ETHERNET_HEADER: usize = 14;
 const IPV4_HEADER: usize = 20;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use aya::programs::loaded_programs;
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -107,6 +108,20 @@ impl NatHost {
 
     fn fast_path(&self) -> Result<Option<FastPath>> {
         self.status()?.map(|status| FastPath::of(&status)).transpose()
+    }
+
+    /// What Egret's program takes for one of these frames by itself.
+    pub fn program_alone(&mut self, frames: Frames) -> Result<Duration> {
+        let link: Value = serde_json::from_str(&self.lab.nat().run("ip -j link show ens5")?)?;
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let (id, interface) = (number(&link[0]["xdp"]["prog"]["id"]), number(&link[0]["ifindex"]));
+        let mut loaded = loaded_programs().filter_map(std::result::Result::ok);
+        match (loaded.find(|program| Some(program.id()) == id), interface) {
+            (Some(program), Some(interface)) => {
+                self.generator.time_alone(frames, &program.fd()?, self.lab.nat(), interface)
+            }
+            _ => Err(Failure::new(format!("no program on {link}"))),
+        }
     }
 
     /// Measures what the NAT host does while frames are sent, whose number is given back.

@@ -7,6 +7,8 @@
 //   generate   makes frames of many flows and sends them out of an interface. Run by BPF_PROG_TEST_RUN with live
 //              frames: the frames are used again, with whatever the host under test has written into them, so all of
 //              the headers is written each time.
+//   again      writes one frame, and hands it to the program to be measured. A BPF_PROG_TEST_RUN of many runs gives each
+//              what the last has left of the frame, which would be none of a flow's.
 //   sink       counts and drops what has become of those; lets everything else through.
 //
 // A flow is a number. It has one of 32,768 internal endpoints, each of which has an address and a port of its own, so
@@ -32,6 +34,7 @@
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
+static long (*const bpf_tail_call)(void *context, void *programs, __u32 index) = (void *)BPF_FUNC_tail_call;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)BPF_FUNC_redirect;
 
 #define ENDPOINT_BITS 15
@@ -86,6 +89,13 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } SEEN SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} MEASURED SEC(".maps");
 
 struct ipv4 {
 	__u8 version_ihl;
@@ -187,18 +197,15 @@ static __always_inline int may_send(struct plan *plan)
 	return 1;
 }
 
-SEC("xdp")
-int generate(struct xdp_md *context)
+// Writes the headers of the next frame of the plan; gives whether there was room for them.
+static __always_inline int write_frame(struct xdp_md *context, const struct plan *plan)
 {
 	void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
 	struct ethhdr *ethernet = data;
 	struct ipv4 *ip = data + ETH_HLEN;
-	__u32 zero = 0;
-	struct plan *plan = bpf_map_lookup_elem(&PLAN, &zero);
 
-	if (!plan || (void *)(ip + 1) > end || !may_send(plan))
-		return XDP_DROP;
-
+	if ((void *)(ip + 1) > end)
+		return 0;
 	__u64 flow = plan->first_flow + scatter(plan->next, plan->flow_bits);
 	__u32 endpoint = flow & ((1 << ENDPOINT_BITS) - 1);
 	__be32 inside = htonl(plan->backwards ? EXTERNAL : INTERNAL + endpoint);
@@ -239,7 +246,7 @@ int generate(struct xdp_md *context)
 		};
 		segment.checksum = checksum(pseudo + sum(&segment, sizeof(segment)));
 		if ((void *)(tcp + 1) > end)
-			return XDP_DROP;
+			return 0;
 		*tcp = segment;
 	} else {
 		struct udp *udp = (void *)(ip + 1);
@@ -252,11 +259,33 @@ int generate(struct xdp_md *context)
 		if (!datagram.checksum)
 			datagram.checksum = 0xffff;
 		if ((void *)(udp + 1) > end)
-			return XDP_DROP;
+			return 0;
 		*udp = datagram;
 	}
+	return 1;
+}
+
+SEC("xdp")
+int generate(struct xdp_md *context)
+{
+	__u32 zero = 0;
+	struct plan *plan = bpf_map_lookup_elem(&PLAN, &zero);
+
+	if (!plan || !may_send(plan) || !write_frame(context, plan))
+		return XDP_DROP;
 	plan->next++;
 	return bpf_redirect(plan->interface, 0);
+}
+
+SEC("xdp")
+int again(struct xdp_md *context)
+{
+	__u32 zero = 0;
+	struct plan *plan = bpf_map_lookup_elem(&PLAN, &zero);
+
+	if (plan && write_frame(context, plan))
+		bpf_tail_call(context, &MEASURED, 0);
+	return XDP_ABORTED;
 }
 
 static __always_inline enum seen kind(const struct ipv4 *ip, const void *end)
