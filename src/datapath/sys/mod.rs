@@ -19,10 +19,7 @@ mod xdp_socket;
 pub use ethtool::{ChannelCounts, Channels, channels, driver, set_channels};
 pub use frames::{BATCH, Frames, Outgoing};
 pub use packet_socket::PacketSocket;
-pub use shared::{
-    FastPathCounters, FlowKey, FlowUse, FlowValue, OurInterface, OurInterfaces, Ports, Prefix, Rules,
-    Translation,
-};
+pub use shared::{FastPathCounters, FlowKey, FlowValue, OurInterface, OurInterfaces, Ports, Prefix, Rules};
 pub use umem::{Chunk, Frame, Umem};
 pub use xdp_link::XdpLink;
 pub use xdp_socket::XdpSocket;

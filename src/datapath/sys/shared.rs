@@ -53,10 +53,11 @@ pub struct FlowKey {
     pub zero: [u8; 3],
 }
 
-/// What is to be done to a flow's packets. Addresses, ports and changes of checksums lie in memory as in a packet.
+/// A flow: what is to be done to its packets, and what it has carried. Addresses, ports and changes of checksums lie in
+/// memory as in a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Translation {
+pub struct FlowValue {
     pub source: u32,
     pub destination: u32,
     pub source_port: u16,
@@ -72,20 +73,25 @@ pub struct Translation {
     pub roles: u8,
     /// Place in [`FastPathCounters::packets`].
     pub direction: u8,
-    pub zero: [u8; 2],
-    /// Ties all of the above to the flow's key: see [`Self::sealed`].
+    pub window: u16,
+    /// Ties all of the above but the window to the flow's key: see [`Self::sealed`].
     pub seal: u32,
-    pub padding: u32,
+    /// `CLOCK_MONOTONIC` in units of 2^30 ns.
+    pub last_use: u32,
+    pub packets: u64,
+    pub bytes: u64,
+    pub end: u32,
+    pub acknowledged: u32,
 }
 
-impl Translation {
+impl FlowValue {
     /// With the seal that the program looks for: `seal_of` in `bpf/xdp.bpf.c`.
     #[must_use]
     pub fn sealed(self, key: &FlowKey) -> Self {
         let two = |low: u32, high: u32| u64::from_ne_bytes(join(low.to_ne_bytes(), high.to_ne_bytes()));
         let ports = |low: u16, high: u16| u32::from_ne_bytes(join(low.to_ne_bytes(), high.to_ne_bytes()));
         let protocol = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
-        let use_of = u32::from_ne_bytes([self.roles, self.direction, 0, 0]);
+        let use_of = u16::from_ne_bytes([self.roles, self.direction]);
         let words = [
             (two(key.source, key.destination), 0x9e37_79b9_7f4a_7c15),
             (two(ports(key.source_port, key.destination_port), protocol), 0xc2b2_ae3d_27d4_eb4f),
@@ -97,7 +103,7 @@ impl Translation {
                 ),
                 0xd6e8_feb8_6659_fd93,
             ),
-            (two(ports(self.next_hop, self.mtu), use_of), 0xff51_afd7_ed55_8ccd),
+            (u64::from(use_of) << 32 | u64::from(ports(self.next_hop, self.mtu)), 0xff51_afd7_ed55_8ccd),
         ];
         let sum = words
             .into_iter()
@@ -106,28 +112,6 @@ impl Translation {
         let [.., a, b, c, d] = (sum >> 32).to_be_bytes();
         Self { seal: u32::from_be_bytes([a, b, c, d]), ..self }
     }
-}
-
-/// What a flow has carried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct FlowUse {
-    pub packets: u64,
-    pub bytes: u64,
-    /// `CLOCK_MONOTONIC` in units of 2^30 ns.
-    pub last_use: u32,
-    pub end: u32,
-    pub acknowledged: u32,
-    pub window: u16,
-    pub zero: u16,
-}
-
-/// A flow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct FlowValue {
-    pub to: Translation,
-    pub used: FlowUse,
 }
 
 /// An interface of ours.
@@ -185,11 +169,9 @@ const _: () = {
     assert!(size_of::<Ports>() == 16384);
     assert!(offset_of!(Ports, udp) == 8192);
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Translation>() == 32);
-    assert!(offset_of!(Translation, seal) == 24);
-    assert!(size_of::<FlowUse>() == 32);
-    assert!(offset_of!(FlowUse, window) == 28);
-    assert!(size_of::<FlowValue>() == 64);
+    assert!(size_of::<FlowValue>() == 56);
+    assert!(offset_of!(FlowValue, seal) == 24);
+    assert!(offset_of!(FlowValue, acknowledged) == 52);
     assert!(size_of::<OurInterface>() == 16);
     assert!(size_of::<FastPathCounters>() == 104);
 };

@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError};
 
 use crate::datapath::classifier::{BpfError, network_order};
 use crate::datapath::next_hop::{Mac, NextHops};
-use crate::datapath::sys::{FlowKey, FlowUse, FlowValue, Rules, Translation, bpf};
+use crate::datapath::sys::{FlowKey, FlowValue, Rules, bpf};
 use crate::nat::{Flow, FlowKeys, FlowPair, Side, TcpMarks, Usage};
 use crate::time::Instant;
 use crate::wire::{FiveTuple, checksum};
@@ -82,7 +82,7 @@ impl Flows {
     pub fn usage(&self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
         [&keys.out, &keys.back].map(|tuple| {
             let map = BpfHashMap::<_, FlowKey, FlowValue>::try_from(&self.map).ok()?;
-            Some(self.usage_of(now, &map.get(&key_of(tuple), 0).ok()?.used))
+            Some(self.usage_of(now, &map.get(&key_of(tuple), 0).ok()?))
         })
     }
 
@@ -90,7 +90,7 @@ impl Flows {
     pub fn remove(&mut self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
         [&keys.out, &keys.back].map(|tuple| {
             let value = self.remove_one(tuple)?;
-            Some(self.usage_of(now, &value.used))
+            Some(self.usage_of(now, &value))
         })
     }
 
@@ -121,14 +121,11 @@ impl Flows {
         let next_hop = self.hops.take(port, gateway, next_hops.mac(interface, gateway))?;
         let key = key_of(&flow.matches);
         let value = FlowValue {
-            to: translation_of(flow, self.roles_of(flow), next_hop).sealed(&key),
-            used: FlowUse {
-                last_use: self.units(now),
-                end: flow.marks.end,
-                acknowledged: flow.marks.acknowledged,
-                window: flow.marks.window,
-                ..FlowUse::default()
-            },
+            last_use: self.units(now),
+            end: flow.marks.end,
+            acknowledged: flow.marks.acknowledged,
+            window: flow.marks.window,
+            ..translation_of(flow, self.roles_of(flow), next_hop).sealed(&key)
         };
         let inserted = BpfHashMap::<&mut MapData, FlowKey, FlowValue>::try_from(&mut self.map)
             .and_then(|mut map| map.insert(key, value, BPF_NOEXIST));
@@ -166,11 +163,11 @@ impl Flows {
             }
         };
         self.count = self.count.saturating_sub(1);
-        self.hops.give_back(value.to.next_hop);
+        self.hops.give_back(value.next_hop);
         Some(value)
     }
 
-    fn usage_of(&self, now: Instant, used: &FlowUse) -> Usage {
+    fn usage_of(&self, now: Instant, used: &FlowValue) -> Usage {
         // The end of the unit: never before the packet.
         let nanos = ((u64::from(used.last_use) + 1) << UNIT_BITS).saturating_sub(self.origin_nanos);
         Usage {
@@ -319,7 +316,7 @@ fn key_of(tuple: &FiveTuple) -> FlowKey {
     }
 }
 
-fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> Translation {
+fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> FlowValue {
     let mut addresses = checksum::Adjustment::default();
     addresses.address(flow.matches.source.address, flow.source.address);
     addresses.address(flow.matches.destination.address, flow.destination.address);
@@ -333,7 +330,7 @@ fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> Translation {
         (Side::Internal, Side::Internal) => HAIRPIN,
         (Side::External, _) => BACK,
     };
-    Translation {
+    FlowValue {
         source: network_order(flow.source.address),
         destination: network_order(flow.destination.address),
         source_port: flow.source.port.to_be(),
@@ -344,7 +341,7 @@ fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> Translation {
         mtu: flow.mtu,
         roles: u8::try_from(roles).unwrap_or(0),
         direction,
-        ..Translation::default()
+        ..FlowValue::default()
     }
 }
 

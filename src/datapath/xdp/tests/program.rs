@@ -108,16 +108,16 @@ fn value_that_is_not_sealed_for_its_key_is_a_miss() {
         // Another key's; and each part changed by itself, as it is where half of a value has been overwritten.
         let changes: [fn(&mut FlowValue, &FlowValue); 11] = [
             |value, other| *value = *other,
-            |value, other| value.to.source_port = other.to.source_port,
-            |value, _| value.to.source ^= 1,
-            |value, _| value.to.destination ^= 1 << 31,
-            |value, _| value.to.destination_port ^= 1,
-            |value, _| value.to.address_change ^= 1,
-            |value, _| value.to.endpoint_change ^= 1 << 15,
-            |value, _| value.to.next_hop ^= 1,
-            |value, _| value.to.mtu ^= 1,
-            |value, _| value.to.roles ^= 4,
-            |value, _| value.to.direction ^= 1,
+            |value, other| value.source_port = other.source_port,
+            |value, _| value.source ^= 1,
+            |value, _| value.destination ^= 1 << 31,
+            |value, _| value.destination_port ^= 1,
+            |value, _| value.address_change ^= 1,
+            |value, _| value.endpoint_change ^= 1 << 15,
+            |value, _| value.next_hop ^= 1,
+            |value, _| value.mtu ^= 1,
+            |value, _| value.roles ^= 4,
+            |value, _| value.direction ^= 1,
         ];
         for (number, change) in changes.iter().enumerate() {
             let mut value = right;

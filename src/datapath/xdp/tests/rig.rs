@@ -184,7 +184,7 @@ impl Carrier for Rig {
         };
         let ended = sys::monotonic_nanos().expect("a clock");
         let tuple = tuple_of(packet);
-        let last_use = u64::from(self.flows.value(&tuple).expect("it was hit").used.last_use);
+        let last_use = u64::from(self.flows.value(&tuple).expect("it was hit").last_use);
         // The kernel's coarse clock is a tick behind.
         assert!(((began - TICK_NANOS) >> 30..=ended >> 30).contains(&last_use), "{last_use} at {began}");
         self.used.insert(tuple, now);
