@@ -1,6 +1,6 @@
 //! What a packet costs with Egret's fast path, and with the kernel's own masquerading:
 //! `cargo bench --no-default-features --bench fast_path`, with `quick` as an argument for a short run, and with names
-//! of its parts for only these: `udp`, `tcp`, `sessions`, `latency`, `alone`.
+//! of its parts for only these: `udp`, `tcp`, `sessions`, `latency`, `bare`, `alone`, `offload`, `footprint`.
 //!
 //! Two labs stand side by side, one NAT host translating by Egret and one by nft, each with flows that were
 //! established before; frames are sent to them in turns. A NAT host's interface is polled by a thread of its own
@@ -26,9 +26,9 @@ mod process;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use figures::{Series, Translator, take_turns};
+use figures::{Figures, Series, Translator, take_turns};
 use generator::{Frames, Kind, Pace, Way};
-use host::{NatHost, TrackingRoom};
+use host::{FarEnd, NatHost, TrackingRoom, Work};
 use lab::{Failure, Result};
 
 const DATAPATH: lab::Datapath = lab::Datapath::Xdp;
@@ -103,11 +103,20 @@ fn compare(plan: &Plan) -> Result {
     if plan.wants("latency") {
         latency(plan)?;
     }
+    println!();
+    if plan.wants("bare") {
+        bare(plan)?;
+    }
     if plan.wants("alone") {
-        println!();
         for (_, name, kind) in kinds {
             program_alone(plan, name, kind)?;
         }
+    }
+    if plan.wants("offload") {
+        offload(plan)?;
+    }
+    for bits in plan.flow_bits.iter().filter(|bits| **bits >= 16 && plan.wants("footprint")) {
+        footprint(plan, *bits)?;
     }
     Ok(())
 }
@@ -160,63 +169,79 @@ fn complete(host: &mut NatHost, frames: Frames) -> Result {
 /// What a packet of an established flow costs, half of them going out and half coming back.
 fn established(plan: &Plan, name: &str, kind: Kind, bits: u32) -> Result {
     let mut hosts = both(kind, bits)?;
-    let [cost, translated, offered] = take_turns(plan.rounds, |translator| {
-        let host = &mut hosts[translator as usize];
+    let mut measure = |translator, far_end| {
+        let host: &mut NatHost = &mut hosts[translator as usize];
+        host.set_far_end(far_end)?;
         let mut halves = Vec::new();
         for way in [Way::Out, Way::Back] {
             let frames = Frames { way, kind, first_flow: 0, flow_bits: bits };
             halves.push(host.work(frames, Pace::Flood, plan.window / 2)?);
         }
-        let mean =
-            |of: fn(host::Work) -> f64| halves.iter().copied().map(of).sum::<f64>() / halves.len() as f64;
-        Ok([
-            mean(host::Work::nanos_per_packet),
-            mean(host::Work::translated_per_second) / 1e6,
-            mean(host::Work::offered_per_second) / 1e6,
+        host.set_far_end(FarEnd::Woken)?;
+        let mean = |of: fn(Work) -> f64| halves.iter().copied().map(of).sum::<f64>() / halves.len() as f64;
+        Ok::<_, Failure>([
+            mean(Work::nanos_per_packet),
+            mean(Work::translated_per_second) / 1e6,
+            mean(Work::offered_per_second) / 1e6,
         ])
+    };
+    let [cost, translated, offered, polled] = take_turns(plan.rounds, |translator| {
+        let [cost, translated, offered] = measure(translator, FarEnd::Woken)?;
+        let [polled, ..] = measure(translator, FarEnd::Polling)?;
+        Ok([cost, translated, offered, polled])
     })?;
     let target = match bits {
         10 => Some(0.17),
         20 => Some(0.25),
         _ => None,
     };
-    let flows = match 1_u32 << bits {
-        flows if flows >= 1 << 20 => format!("{} Mi", flows >> 20),
-        flows if flows >= 1 << 10 => format!("{} Ki", flows >> 10),
-        flows => flows.to_string(),
-    };
-    cost.print(&format!("{name}, {flows} flows, ns"), target);
+    cost.print(&format!("{name}, {} flows, ns", number(bits)), target);
     translated.print("  translated, Mpackets/s", None);
     offered.print("  offered, Mpackets/s", None);
+    polled.print("  far end polling, ns", None);
     Ok(())
+}
+
+/// A power of two.
+fn number(bits: u32) -> String {
+    match bits {
+        20.. => format!("{} Mi", 1_u32 << (bits - 20)),
+        10.. => format!("{} Ki", 1_u32 << (bits - 10)),
+        _ => (1_u32 << bits).to_string(),
+    }
 }
 
 /// How many sessions a processor opens in a second, with all that else belongs to them.
 fn new_sessions(plan: &Plan, name: &str, steps: &[(Way, Kind)]) -> Result {
-    let sessions = (plan.rounds as u64 + 1) << plan.new_bits;
+    let sessions = (2 * plan.rounds as u64) << plan.new_bits;
     let mut hosts = [NatHost::new(Translator::Egret, sessions)?, NatHost::new(Translator::Kernel, sessions)?];
     let mut first_flow = [0; 2];
-    let [rate, lost] = take_turns(plan.rounds, |translator| {
+    let mut measure = |translator, far_end| {
         let (host, first_flow) = (&mut hosts[translator as usize], &mut first_flow[translator as usize]);
-        let mut completed = u64::MAX;
+        host.set_far_end(far_end)?;
+        let packets = (steps.len() as u64) << plan.new_bits;
         let work = host.measured(|generator| {
             // In groups that are opened and closed one after another, as sessions come and go.
             for _ in 0..1 << (plan.new_bits - GROUP_BITS) {
-                for (way, kind) in steps {
-                    let frames =
-                        Frames { way: *way, kind: *kind, first_flow: *first_flow, flow_bits: GROUP_BITS };
-                    generator.sweep(frames)?;
+                for &(way, kind) in steps {
+                    generator.sweep(Frames { way, kind, first_flow: *first_flow, flow_bits: GROUP_BITS })?;
                 }
                 *first_flow += 1 << GROUP_BITS;
             }
-            Ok((steps.len() as u64) << plan.new_bits)
+            Ok(packets)
         })?;
-        completed = completed.min(work.translated / steps.len() as u64);
-        let lost = (work.offered - work.translated.min(work.offered)) as f64 / work.offered as f64;
-        Ok([completed as f64 / work.processor_time.as_secs_f64() / 1e3, 100.0 * lost])
+        let completed = work.translated as f64 / steps.len() as f64;
+        let lost = 1.0 - work.translated as f64 / packets as f64;
+        Ok::<_, Failure>((completed / work.processor_time.as_secs_f64() / 1e3, 100.0 * lost))
+    };
+    let [rate, lost, polled] = take_turns(plan.rounds, |translator| {
+        let (rate, lost) = measure(translator, FarEnd::Woken)?;
+        let (polled, _) = measure(translator, FarEnd::Polling)?;
+        Ok([rate, lost, polled])
     })?;
     rate.print(&format!("new sessions, {name}, thousands/s"), 1.0);
     lost.print("  packets lost, %", None);
+    polled.print("  far end polling, thousands/s", None);
     Ok(())
 }
 
@@ -236,19 +261,109 @@ fn latency(plan: &Plan) -> Result {
     Ok(())
 }
 
+/// What a packet costs that is translated without being looked up: the least that anything does on this way.
+fn bare(plan: &Plan) -> Result {
+    let mut host = NatHost::bare()?;
+    for (far_end, name) in [(FarEnd::Woken, "without a table"), (FarEnd::Polling, "  far end polling")] {
+        host.set_far_end(far_end)?;
+        let mut costs = Vec::new();
+        for _ in 0..plan.rounds {
+            let frames = Frames { way: Way::Out, kind: Kind::Udp, first_flow: 0, flow_bits: 10 };
+            costs.push(host.work(frames, Pace::Flood, plan.window)?.nanos_per_packet());
+        }
+        println!("{:37} {:>25}", format!("{name}, UDP, 1 Ki flows, ns"), Figures::of(costs).to_string());
+    }
+    Ok(())
+}
+
 /// What Egret's program takes without all that moves frames to it and from it.
 fn program_alone(plan: &Plan, name: &str, kind: Kind) -> Result {
     let mut host = NatHost::new(Translator::Egret, 1)?;
     establish(&mut host, kind, 0)?;
     let frames = Frames { way: Way::Out, kind, first_flow: 0, flow_bits: 0 };
     let mut times = Vec::new();
-    for _ in 0..2 * plan.rounds + 1 {
+    for _ in 0..=2 * plan.rounds {
         times.push(host.program_alone(frames)?.as_nanos());
     }
     times.sort_unstable();
     let (least, median, most) = (times[0], times[times.len() / 2], times[times.len() - 1]);
     println!("{:37} {median} ({least} - {most}), target 100", format!("program alone, {name}, ns"));
     Ok(())
+}
+
+/// What sessions take of memory, and of a processor while they idle.
+fn footprint(plan: &Plan, bits: u32) -> Result {
+    let mut host = NatHost::new(Translator::Egret, 1 << bits)?;
+    let before = host.memory()?;
+    let print_idle = |host: &NatHost, state: &str| {
+        let used = 100.0 * host.idle_use(3 * plan.window)?;
+        println!("{:37} {used:.2} % of a processor, target below 1", format!("daemon idle, {state}"));
+        Ok::<_, Failure>(())
+    };
+    print_idle(&host, "no session")?;
+    establish(&mut host, Kind::Udp, bits)?;
+    let after = host.memory()?;
+    print_idle(&host, &format!("{} sessions", number(bits)))?;
+    for (what, before, after) in [("daemon", before[0], after[0]), ("BPF maps", before[1], after[1])] {
+        println!(
+            "{:37} {:.1} MiB, of these {:.1} before the first: {:.0} bytes a session",
+            format!("{what}, {} sessions", number(bits)),
+            after as f64 / MEBI,
+            before as f64 / MEBI,
+            (after as f64 - before as f64) / f64::from(1_u32 << bits),
+        );
+    }
+    Ok(())
+}
+
+/// What it costs to hand a session to the fast path and to take it home, and what a packet costs that goes by neither.
+fn offload(plan: &Plan) -> Result {
+    let bits = plan.new_bits;
+    let mut host = NatHost::new(Translator::Egret, (2 * plan.rounds as u64) << bits)?;
+    let (mut slow, mut handed_over, mut taken_home) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..plan.rounds as u64 {
+        let (short, long) = (2 * round, 2 * round + 1);
+        for group in [short, long] {
+            for step in HANDSHAKE {
+                cost_of_sweep(&mut host, *step, group, bits)?;
+            }
+        }
+        // One that has not been handed over ends.
+        let end = cost_of_sweep(&mut host, FAREWELL[0], short, bits)?;
+        // Packets as before the last one that the engine waits for, and that one.
+        let mut costs = Vec::new();
+        for packet in HANDSHAKE.len() + 1..=OFFLOAD_AFTER {
+            let way = if packet % 2 == 0 { Way::Out } else { Way::Back };
+            costs.push(cost_of_sweep(&mut host, (way, DATA), long, bits)?);
+        }
+        let last = costs.pop().unwrap_or_default();
+        let packet = costs.iter().sum::<f64>() / costs.len() as f64;
+        slow.push(packet);
+        handed_over.push(last - packet);
+        if !host.has_settled(1 << bits)? {
+            return Err(Failure::new(format!("not handed over as expected: {:?}", host.status()?)));
+        }
+        taken_home.push(cost_of_sweep(&mut host, FAREWELL[0], long, bits)? - end);
+    }
+    let all = [
+        ("packet by the engine", slow),
+        ("session handed over", handed_over),
+        ("session taken home", taken_home),
+    ];
+    for (what, costs) in all {
+        println!("{:37} {}", format!("{what}, ns"), Figures::of(costs));
+    }
+    Ok(())
+}
+
+/// What a packet costs of a sweep of all sessions of a group.
+fn cost_of_sweep(host: &mut NatHost, (way, kind): (Way, Kind), group: u64, bits: u32) -> Result<f64> {
+    let frames = Frames { way, kind, first_flow: group << bits, flow_bits: bits };
+    let work = host.measured(|generator| generator.sweep(frames))?;
+    if work.translated != 1 << bits {
+        return Err(Failure::new(format!("{} of {} packets came out", work.translated, 1_u32 << bits)));
+    }
+    Ok(work.nanos_per_packet())
 }
 
 /// Data, always the same, which is within the window.
@@ -267,6 +382,9 @@ const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
+/// Packets of a session, both ways, after which Egret hands it over.
+const OFFLOAD_AFTER: usize = 12;
+const MEBI: f64 = 1_048_576.0;
 /// Packets each way, at most, until a flow is in the fast path: more than that wants.
 const SETTLING: u32 = 16;
 /// How often a round is begun anew if anything was lost.

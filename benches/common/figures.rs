@@ -54,14 +54,15 @@ impl Series {
     }
 }
 
-struct Figures {
-    median: f64,
+/// The median of some numbers, the least and the most.
+pub struct Figures {
+    pub median: f64,
     least: f64,
     most: f64,
 }
 
 impl Figures {
-    fn of(mut values: Vec<f64>) -> Self {
+    pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         let (last, middle) = (values.len().saturating_sub(1), values.len() / 2);

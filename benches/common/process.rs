@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each of its users needs another part")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
@@ -44,6 +44,21 @@ pub fn resident_bytes(id: u32) -> Result<u64> {
     let row = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes: Option<u64> = row.and_then(|row| row.split_whitespace().next()?.parse().ok());
     kibibytes.map(|kibibytes| kibibytes << 10).ok_or_else(|| Failure::new(format!("no VmRSS in {path}")))
+}
+
+/// Bytes of memory of the BPF maps that the process holds, each counted once.
+pub fn map_bytes(id: u32) -> Result<u64> {
+    let mut maps = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{id}/fdinfo"))? {
+        // One that has just been closed holds nothing.
+        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let number =
+            |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        if let (Some(map), Some(bytes)) = (number("map_id:"), number("memlock:")) {
+            maps.insert(map, bytes);
+        }
+    }
+    Ok(maps.values().sum())
 }
 
 /// Time of a processor that the process has used.

@@ -11,11 +11,20 @@ use serde_json::Value;
 use super::DATAPATH;
 use super::figures::Translator;
 use super::generator::{Frames, Generator, OTHERS_PROCESSOR, Pace, make_neighbours_permanent, pin};
-use super::lab::{Egret, Failure, Gateway, Lab, Options, Result, kernel_nat};
+use super::lab::{Egret, Failure, Gateway, Lab, Options, PROGRAMS, Result, kernel_nat};
 use super::process;
 
 /// The processor of the NAT host.
 const ITS_PROCESSOR: usize = 1;
+/// A veth's ring has room for what comes in this time.
+const FAR_END_INTERVAL: Duration = Duration::from_micros(50);
+
+/// See [`NatHost::set_far_end`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarEnd {
+    Woken,
+    Polling,
+}
 
 pub struct NatHost {
     pub lab: Lab,
@@ -51,6 +60,29 @@ impl Work {
 impl NatHost {
     /// With room for `sessions`.
     pub fn new(translator: Translator, sessions: u64) -> Result<Self> {
+        let mut host = Self::idle()?;
+        match translator {
+            Translator::Kernel => kernel_nat(&host.lab)?,
+            Translator::Egret => {
+                let limits = format!("[nat.limits]\nsessions = {}\n", sessions + sessions / 8 + 1000);
+                let egret = Egret::start(host.lab.nat(), &host.lab.config(&limits))?;
+                let id = egret.process.id();
+                host.lab.nat().run(&format!("taskset --all-tasks --cpu-list --pid {ITS_PROCESSOR} {id}"))?;
+                host.egret = Some(egret);
+            }
+        }
+        Ok(host)
+    }
+
+    /// Translates by a rule, without any table: see `bare` in `lab.bpf.c`.
+    pub fn bare() -> Result<Self> {
+        let host = Self::idle()?;
+        host.lab.nat().run(&format!("ip link set ens5 xdpdrv obj {PROGRAMS} program bare"))?;
+        Ok(host)
+    }
+
+    /// Nothing translates yet.
+    fn idle() -> Result<Self> {
         let options =
             Options { datapath: DATAPATH, gateway: Gateway::Routed, quiet: true, ..Options::default() };
         let lab = Lab::new(options)?;
@@ -66,20 +98,7 @@ impl NatHost {
         pin(sink, OTHERS_PROCESSOR)?;
         // The generator, on the same processor, must not keep it from making room for what comes.
         lab.router().run(&format!("chrt --fifo --pid 1 {sink}"))?;
-        let egret = match translator {
-            Translator::Kernel => {
-                kernel_nat(&lab)?;
-                None
-            }
-            Translator::Egret => {
-                let limits = format!("[nat.limits]\nsessions = {}\n", sessions + sessions / 8 + 1000);
-                let egret = Egret::start(lab.nat(), &lab.config(&limits))?;
-                let id = egret.process.id();
-                lab.nat().run(&format!("taskset --all-tasks --cpu-list --pid {ITS_PROCESSOR} {id}"))?;
-                Some(egret)
-            }
-        };
-        Ok(Self { lab, generator, egret, napi })
+        Ok(Self { lab, generator, egret: None, napi })
     }
 
     /// Sends frames of established flows for some time, and tells what the NAT host did with them.
@@ -108,6 +127,35 @@ impl NatHost {
 
     fn fast_path(&self) -> Result<Option<FastPath>> {
         self.status()?.map(|status| FastPath::of(&status)).transpose()
+    }
+
+    /// How the far end of the link learns of the frames that the NAT host sends: by looking every so often, as a network
+    /// card does, or by being woken, as is veth's way: a processor has then to interrupt another, which in a virtual
+    /// machine costs as much as hundreds of instructions, and for the kernel, which sends one by one, each time.
+    pub fn set_far_end(&self, far_end: FarEnd) -> Result {
+        let (nanos, idle_polls) = match far_end {
+            FarEnd::Woken => (0, 0),
+            FarEnd::Polling => (FAR_END_INTERVAL.as_nanos(), 10),
+        };
+        self.lab.router().shell(&format!(
+            "cd /sys/class/net/nat && echo {nanos} >gro_flush_timeout && echo {idle_polls} >napi_defer_hard_irqs"
+        ))?;
+        Ok(())
+    }
+
+    /// Memory in bytes: the daemon's, and that of the BPF maps that it holds.
+    pub fn memory(&self) -> Result<[u64; 2]> {
+        let Some(egret) = &self.egret else { return Ok([0; 2]) };
+        Ok([process::resident_bytes(egret.process.id())?, process::map_bytes(egret.process.id())?])
+    }
+
+    /// What the daemon takes of a processor while nothing comes, of 1.
+    pub fn idle_use(&self, time: Duration) -> Result<f64> {
+        let Some(egret) = &self.egret else { return Ok(0.0) };
+        let (used, start) = (process::run_time(egret.process.id())?, Instant::now());
+        std::thread::sleep(time);
+        let used = process::run_time(egret.process.id())?.saturating_sub(used);
+        Ok(used.as_secs_f64() / start.elapsed().as_secs_f64())
     }
 
     /// What Egret's program takes for one of these frames by itself.
