@@ -64,11 +64,11 @@ impl Plan {
         let is_part = |argument: &&String| !argument.starts_with('-') && *argument != "quick";
         let only = arguments.iter().filter(is_part).cloned().collect();
         if arguments.iter().any(|argument| argument == "quick") {
-            let window = Duration::from_millis(300);
+            let window = Duration::from_millis(200);
             return Self { only, rounds: 2, window, flow_bits: &[0, 10, 16], new_bits: 13, exchanges: 2_000 };
         }
         let window = Duration::from_secs(1);
-        Self { only, rounds: 5, window, flow_bits: &[0, 10, 16, 20], new_bits: 16, exchanges: 20_000 }
+        Self { only, rounds: 5, window, flow_bits: &[0, 10, 16, 20], new_bits: 15, exchanges: 20_000 }
     }
 
     fn wants(&self, part: &str) -> bool {
