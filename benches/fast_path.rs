@@ -383,7 +383,7 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 /// Packets of a session, both ways, after which Egret hands it over.
-const OFFLOAD_AFTER: usize = 12;
+const OFFLOAD_AFTER: usize = 6;
 const MEBI: f64 = 1_048_576.0;
 /// Packets each way, at most, until a flow is in the fast path: more than that wants.
 const SETTLING: u32 = 16;

@@ -638,7 +638,7 @@ fn host_addresses(topology: &Topology) -> BTreeSet<Ipv4Addr> {
 const VIRTUAL_ETHERNET: &str = "on veth, checksums that a peer leaves to its device reach XDP incomplete; \
      set datapath = \"xdp\" where the peers complete them (ethtool -K ... tx off)";
 /// Packets of a session after which the fast path is to carry it: see `docs/decisions/0005-when-offload-pays.md`.
-const OFFLOAD_AFTER: u16 = 12;
+const OFFLOAD_AFTER: u16 = 6;
 /// Places of the session table that are looked at between two batches.
 const SCAN_PLACES: u32 = 4096;
 /// How often to look after the gateway, and after interfaces that are not open.
