@@ -354,7 +354,7 @@ fn defaults_follow_from_the_host() {
     assert_eq!(resolved.nat.internal_router, Some(Ipv4Addr::new(10, 0, 0, 10)));
     assert_eq!((resolved.nat.external_mtu, resolved.nat.internal_mtu), (1500, 9001));
     assert_eq!(resolved.nat.limits.sessions, 262_144);
-    assert_eq!(resolved.nat.limits.sessions_per_address, 167_772);
+    assert_eq!(resolved.nat.limits.sessions_per_address, 65_536);
 }
 
 #[test]
