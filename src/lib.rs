@@ -5,7 +5,7 @@
 //! | rank | modules |
 //! |---|---|
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
-//! | 1 | [`nat`]: the NAT engine |
+//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups |
 //! | 2 | [`datapath`]: moving packets; `aws` (a feature): EC2 |
 //! | 3 | [`config`]: the file; [`admin`]: the control socket |
 //! | 4 | [`daemon`]: the composition |
@@ -20,6 +20,7 @@ extern crate self as egret;
 pub mod admin;
 #[cfg(feature = "aws")]
 pub mod aws;
+pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod daemon;
