@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
 //! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups |
-//! | 2 | [`datapath`]: moving packets; `aws` (a feature): EC2 |
+//! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2 |
 //! | 3 | [`config`]: the file; [`admin`]: the control socket |
 //! | 4 | [`daemon`]: the composition |
 //! | 5 | [`cli`]: the command line |
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+pub mod forward;
 pub mod nat;
 pub mod time;
 pub mod wire;

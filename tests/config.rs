@@ -43,7 +43,6 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[nat]\nudp = \"300s\"", "2: nat.udp: unknown key; did you mean nat.timeouts.udp?"),
         ("[admin]\nqqqqqq = 1", "2: admin.qqqqqq: unknown key; use socket"),
         ("[admin]\n\"a b\" = 1", "2: admin.\"a b\": unknown key; use socket"),
-        ("[[forward]]\nname = \"a\"", "1: forward: not in this version"),
         ("[aws]\nenabled = \"yes\"", "2: aws.enabled: \"yes\" is not known; use \"auto\", true or false"),
         ("[aws]\nenabled = \"true\"", "2: aws.enabled: \"true\" is not known; use \"auto\", true or false"),
         ("[aws]\nenabled = 1", "2: aws.enabled: is of the type integer; use \"auto\", true or false"),
@@ -164,6 +163,57 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
     }
     let long = format!("[admin]\nsocket = \"/{}\"", "a".repeat(107));
     assert!(messages(&long)[0].contains("is 108 bytes long; the system allows 107"));
+}
+
+#[test]
+fn every_mistake_in_a_listener_is_told_with_its_place() {
+    let base = "[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5000\"\ntargets = [\"10.0.1.10:5000\"]\n";
+    parse(base).unwrap();
+    for (more, expected) in [
+        ("color = 1", "5: forward[0].color: unknown key"),
+        ("mode = \"nat\"", "5: forward[0].mode: \"nat\" is not known; use proxy"),
+        ("allow = []", "nobody could connect"),
+        ("allow = [\"10.0.0.1/8\"]", "has host bits set; use \"10.0.0.0/8\""),
+        ("connection_limit = 0", "use a number of connections from 1"),
+        ("idle_timeout = \"0s\"", "is out of range; use a time from 1s"),
+        ("proxy_protocol = \"v3\"", "\"v3\" is not known; use off, v1 or v2"),
+        ("[forward.health]\ntype = \"icmp\"", "\"icmp\" is not known; use tcp or http"),
+        ("[forward.health]\npath = \"/\"", "is of HTTP; set type = \"http\" beside it"),
+        (
+            "[forward.health]\ntype = \"http\"\npath = \"health\"",
+            "\"health\" is not a path; use such as \"/health\"",
+        ),
+        ("[forward.health]\ntype = \"http\"\nmatcher = \"399-200\"", "are not HTTP statuses"),
+        ("[forward.health]\ninterval = \"1s\"\ntimeout = \"2s\"", "longer than the interval (1s)"),
+        ("[forward.health]\nunhealthy_threshold = 0", "use a number of checks in a row from 1"),
+        (
+            "[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5001\"\ntargets = [\"10.0.1.10:5000\"]",
+            "is already forward[0].name",
+        ),
+        (
+            "[[forward]]\nname = \"b\"\nlisten = \"10.0.0.10:5000\"\ntargets = [\"10.0.1.10:5000\"]",
+            "is taken by forward[0].listen",
+        ),
+        (
+            "[[forward]]\nlisten = \"0.0.0.0:5001\"\ntargets = [\"10.0.1.10:5000\"]",
+            "5: forward[1]: has no name",
+        ),
+    ] {
+        let found = messages(&format!("{base}{more}"));
+        assert_eq!(found.len(), 1, "{more}: {found:#?}");
+        assert!(found[0].contains(expected), "{more}\n  says {}\n  not  {expected}", found[0]);
+    }
+    for (targets, expected) in [
+        ("[]", "has 0 targets; use from 1 to 256"),
+        ("[\"10.0.1.10\"]", "is not an IPv4 address and a port"),
+        ("[\"dns:api.example:80\"]", "targets by name or by tag are not in this version"),
+        ("[\"10.0.1.10:5000\", \"10.0.1.10:5000\"]", "is there twice"),
+        ("[{ weight = 3 }]", "forward[0].targets[0]: has no address"),
+    ] {
+        let found = messages(&base.replace("[\"10.0.1.10:5000\"]", targets));
+        assert_eq!(found.len(), 1, "{targets}: {found:#?}");
+        assert!(found[0].contains(expected), "{targets}\n  says {}\n  not  {expected}", found[0]);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A client of the control socket, synchronous, for the command line.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,7 +59,7 @@ impl Client {
         match self.ask(&Request::Status {})? {
             Response::Status(status) => Ok(*status),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Sessions(_) => Err(Error::Unexpected),
+            Response::Sessions(_) | Response::Done {} => Err(Error::Unexpected),
         }
     }
 
@@ -71,7 +72,20 @@ impl Client {
         match self.ask(&Request::Sessions(query))? {
             Response::Sessions(sessions) => Ok(sessions),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Status(_) => Err(Error::Unexpected),
+            Response::Status(_) | Response::Done {} => Err(Error::Unexpected),
+        }
+    }
+
+    /// Takes a target of a listener out of service, or, with `undo`, back into it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such listener or target, or no answer in time.
+    pub fn drain(&mut self, listener: &str, target: SocketAddr, undo: bool) -> Result<(), Error> {
+        match self.ask(&Request::Drain { listener: listener.to_owned(), target, undo })? {
+            Response::Done {} => Ok(()),
+            Response::Error(message) => Err(Error::Refused(message)),
+            Response::Status(_) | Response::Sessions(_) => Err(Error::Unexpected),
         }
     }
 

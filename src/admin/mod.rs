@@ -2,7 +2,8 @@
 //!
 //! Owns the protocol (JSON objects, one a line, a response for each request), the server's side of it and a
 //! client. It refuses to be expensive: the size of a request, the time it may take, the connections at once and
-//! the length of an answer are bounded. It only reads; nothing here changes what the daemon does.
+//! the length of an answer are bounded. Of what the daemon does it changes one thing:
+//! whether a forwarding target is in service.
 
 pub mod client;
 mod lock;
@@ -11,7 +12,7 @@ mod server;
 
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
-    Addresses, Drops, FastPathReport, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery,
-    Sessions, Status, TrafficReport,
+    Addresses, Drops, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
+    SessionQuery, Sessions, Status, TargetReport, TrafficReport,
 };
 pub use server::{Description, Limits, Source, serve};

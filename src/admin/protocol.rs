@@ -1,7 +1,7 @@
 //! What goes over the control socket. A request is one JSON object on one line, and so is its response.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,14 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     Status {},
     Sessions(SessionQuery),
+    /// `{"command":"drain","listener":"api","target":"10.0.1.10:5000","undo":false}`
+    Drain {
+        listener: String,
+        target: SocketAddr,
+        /// Back into service.
+        #[serde(default)]
+        undo: bool,
+    },
 }
 
 /// Which sessions, and how many of them.
@@ -47,6 +55,7 @@ pub const MAX_SESSIONS: usize = 100_000;
 pub enum Response {
     Status(Box<Status>),
     Sessions(Sessions),
+    Done {},
     /// The request was not understood or could not be answered.
     Error(String),
 }
@@ -86,6 +95,48 @@ pub struct Status {
     pub fast_path: Option<FastPathReport>,
     /// The counters of the datapath.
     pub datapath_counters: BTreeMap<String, u64>,
+    /// What is forwarded; absent if nothing is.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub listeners: Vec<ListenerReport>,
+}
+
+/// A listener and its targets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerReport {
+    pub name: String,
+    pub listen: SocketAddr,
+    /// Who gets new connections: `primaries`, `backups`, `untried`, `fail_open` or `nobody`.
+    pub serving: String,
+    /// Open now.
+    pub connections: u32,
+    pub opened: u64,
+    /// Connections refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// How connections ended.
+    pub ended: BTreeMap<String, u64>,
+    pub bytes_to_target: u64,
+    pub bytes_to_client: u64,
+    pub targets: Vec<TargetReport>,
+}
+
+/// A target, and how it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetReport {
+    pub address: SocketAddr,
+    /// `initial`, `healthy`, `unhealthy`, `draining` or `drained`.
+    pub state: String,
+    /// Why it is unhealthy.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
+    pub since_seconds: f64,
+    pub weight: u16,
+    pub backup: bool,
+    /// Open now.
+    pub connections: u32,
+    pub opened: u64,
+    pub connects_failed: u64,
+    pub probes: u64,
+    pub probes_failed: u64,
 }
 
 /// Packets by drop reason.

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::future::Future;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +13,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, FastPathReport, MAX_SESSIONS, Request, Response, Session, SessionCounts, SessionQuery, Sessions,
-    Status, TrafficReport,
+    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
+    SessionQuery, Sessions, Status, TargetReport, TrafficReport,
 };
+use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
+use crate::forward;
 use crate::nat::{self, DropReason, SessionRecord, Traffic};
 use crate::wire::{Endpoint, Protocol};
 
@@ -31,16 +33,15 @@ pub trait Source: Clone + Send + Sync + 'static {
         from: u32,
         filter: SessionFilter,
     ) -> impl Future<Output = Result<SessionPage, Stopped>> + Send;
-}
 
-impl Source for datapath::Handle {
-    async fn snapshot(&self) -> Result<Snapshot, Stopped> {
-        Self::snapshot(self).await
-    }
+    /// The listeners that forward.
+    fn listeners(&self) -> Vec<forward::Report>;
 
-    async fn scan_sessions(&self, from: u32, filter: SessionFilter) -> Result<SessionPage, Stopped> {
-        Self::scan_sessions(self, from, filter).await
-    }
+    /// Takes a target of the named listener out of service, or back into it.
+    ///
+    /// # Errors
+    /// There is no such listener, or target.
+    fn set_draining(&self, listener: &str, target: SocketAddr, draining: bool) -> Result<(), String>;
 }
 
 /// What the daemon runs with: the part of [`Status`] that is not the packet worker's.
@@ -143,6 +144,12 @@ impl<S: Source> Server<S> {
                 Ok(filter) => self.sessions(filter, query.limit).await,
                 Err(message) => return Answer::error(message),
             },
+            Ok(Request::Drain { listener, target, undo }) => {
+                return match self.source.set_draining(&listener, target, !undo) {
+                    Ok(()) => Answer::Short(Response::Done {}),
+                    Err(message) => Answer::error(message),
+                };
+            }
             Err(error) => return Answer::error(format!("not a request: {error}")),
         };
         result.unwrap_or_else(|stopped| Answer::error(stopped.to_string()))
@@ -151,7 +158,9 @@ impl<S: Source> Server<S> {
     async fn status(&self) -> Result<Answer, Stopped> {
         let snapshot = self.source.snapshot().await?;
         let description = self.description.borrow().clone();
-        Ok(Answer::Short(Response::Status(Box::new(status(snapshot, description)))))
+        let listeners = self.source.listeners().into_iter().map(listener).collect();
+        let status = Status { listeners, ..status(snapshot, description) };
+        Ok(Answer::Short(Response::Status(Box::new(status))))
     }
 
     async fn sessions(&self, filter: SessionFilter, limit: usize) -> Result<Answer, Stopped> {
@@ -285,6 +294,51 @@ fn filter(query: &SessionQuery) -> Result<SessionFilter, String> {
     })
 }
 
+fn listener(report: forward::Report) -> ListenerReport {
+    let forward::Report { name, listen, counters, admission, group } = report;
+    let refused = Refusal::ALL.map(|refusal| (refusal.label().to_owned(), admission.refused(refusal)));
+    let ended = [
+        ("closed", counters.closed),
+        ("reset_by_client", counters.reset_by_client),
+        ("reset_by_target", counters.reset_by_target),
+        ("idle", counters.idle),
+        ("cut", counters.cut),
+        ("unserved", counters.unserved),
+        ("bad_header", counters.bad_headers),
+    ];
+    ListenerReport {
+        name,
+        listen,
+        serving: group.serving.label().to_owned(),
+        connections: admission.open,
+        opened: admission.admitted,
+        refused: refused.into(),
+        ended: ended.map(|(how, count)| (how.to_owned(), count)).into(),
+        bytes_to_target: counters.bytes_to_target,
+        bytes_to_client: counters.bytes_to_client,
+        targets: group.targets.iter().map(target).collect(),
+    }
+}
+
+fn target(target: &TargetSnapshot) -> TargetReport {
+    TargetReport {
+        address: target.address,
+        state: target.state.label().to_owned(),
+        why: match target.state {
+            State::Unhealthy(why) => Some(why.to_string()),
+            _ => None,
+        },
+        since_seconds: target.since.as_secs_f64(),
+        weight: target.weight,
+        backup: target.backup,
+        connections: target.connections,
+        opened: target.counters.connections_opened,
+        connects_failed: target.counters.connects_failed,
+        probes: target.counters.probes,
+        probes_failed: target.counters.probes_failed,
+    }
+}
+
 fn session(record: &SessionRecord) -> Session {
     let endpoint = |endpoint: Endpoint| SocketAddrV4::new(endpoint.address, endpoint.port);
     Session {
@@ -363,6 +417,7 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
             .as_ref()
             .map(|counters| fast_path(counters, snapshot.counters.offloads_refused)),
         datapath_counters: numbers(&snapshot.datapath),
+        listeners: Vec::new(),
         not_ready: snapshot.not_ready,
     }
 }

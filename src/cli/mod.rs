@@ -4,6 +4,7 @@
 //! socket's. Output goes to standard output, and a reader who goes away early (`| head`) is no error; the log
 //! and errors go to standard error.
 
+mod drain;
 mod sessions;
 mod status;
 mod text;
@@ -50,6 +51,11 @@ enum Command {
     ///
     /// Exit code: 0, or 2 if the daemon gives no answer.
     Sessions(sessions::Arguments),
+    /// Take a target of a listener out of service: it gets no new connections, and those that it has may go on for
+    /// the deregistration delay.
+    ///
+    /// Exit code: 0, 1 if there is no such listener or target, or 2 if the daemon gives no answer.
+    Drain(drain::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +100,7 @@ impl Cli {
             Command::CheckConfig { file } => execute_check(&file),
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
+            Command::Drain(arguments) => drain::execute(&arguments),
         }
     }
 }
@@ -101,7 +108,7 @@ impl Cli {
 /// Whether an error means that there is no daemon to ask.
 #[must_use]
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
-    error.is::<client::Error>()
+    error.downcast_ref().is_some_and(|error| !matches!(error, client::Error::Refused(_)))
 }
 
 fn execute_run(run: Run) -> ExitCode {

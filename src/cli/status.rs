@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
-use crate::admin::{FastPathReport, Status, TrafficReport};
+use crate::admin::{FastPathReport, ListenerReport, Status, TrafficReport};
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
     let status = Client::connect(&ask.socket)?.status()?;
@@ -54,6 +54,9 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     write_traffic(out, "traffic", &status.traffic)?;
     if let Some(fast_path) = &status.fast_path {
         write_fast_path(out, fast_path)?;
+    }
+    for listener in &status.listeners {
+        write_listener(out, listener)?;
     }
     write_drops(out, status)
 }
@@ -120,6 +123,42 @@ fn write_fast_path(out: &mut dyn Write, fast_path: &FastPathReport) -> io::Resul
     Ok(())
 }
 
+fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<()> {
+    let ListenerReport { name, listen, serving, connections, opened, .. } = listener;
+    writeln!(out)?;
+    write!(out, "{:<12}{name} on {listen}", "listener")?;
+    match serving.as_str() {
+        "fail_open" => writeln!(out, ": ALL TARGETS UNHEALTHY, all get connections")?,
+        "nobody" => writeln!(out, ": NO TARGET")?,
+        "backups" => writeln!(out, ": only backups are healthy")?,
+        _ => writeln!(out)?,
+    }
+    let (connections, opened) = (count((*connections).into()), count(*opened));
+    let (to, from) = (bytes(listener.bytes_to_target), bytes(listener.bytes_to_client));
+    writeln!(out, "{:<12}{connections} connections, {opened} opened, {to} in, {from} out", "")?;
+    let refused: u64 = listener.refused.values().sum();
+    let unserved = listener.ended.get("unserved").copied().unwrap_or_default();
+    if refused + unserved > 0 {
+        writeln!(
+            out,
+            "{:<12}{} refused at the door, {} without a target",
+            "",
+            count(refused),
+            count(unserved)
+        )?;
+    }
+    for target in &listener.targets {
+        let address = target.address.to_string();
+        let (since, connections) = (duration(target.since_seconds), count(target.connections.into()));
+        let backup = if target.backup { ", backup" } else { "" };
+        writeln!(out, "  {address:<22}{} for {since}, {connections} connections{backup}", target.state)?;
+        if let Some(why) = &target.why {
+            writeln!(out, "{:24}{why}", "")?;
+        }
+    }
+    Ok(())
+}
+
 fn write_drops(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     let engine = status.drops.iter().map(|(reason, packets)| (reason.as_str(), *packets));
     let datapath = status.datapath_counters.iter();
@@ -170,7 +209,7 @@ const WIDTH: usize = 80;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::{Addresses, SessionCounts};
+    use crate::admin::{Addresses, SessionCounts, TargetReport};
 
     fn status() -> Status {
         let traffic =
@@ -220,6 +259,30 @@ mod tests {
                 ("received".to_owned(), 9),
                 ("unresolved_dropped".to_owned(), 99_999),
             ]),
+            listeners: vec![ListenerReport {
+                name: "api".to_owned(),
+                listen: "0.0.0.0:5000".parse().unwrap(),
+                serving: "fail_open".to_owned(),
+                connections: 7,
+                opened: 1_234_567,
+                refused: BTreeMap::from([("rate_limit".to_owned(), 3)]),
+                ended: BTreeMap::from([("unserved".to_owned(), 2)]),
+                bytes_to_target: 1 << 40,
+                bytes_to_client: 1 << 30,
+                targets: vec![TargetReport {
+                    address: "10.0.1.10:5000".parse().unwrap(),
+                    state: "unhealthy".to_owned(),
+                    why: Some("health check: connection refused".to_owned()),
+                    since_seconds: 61.0,
+                    weight: 1,
+                    backup: true,
+                    connections: 7,
+                    opened: 9,
+                    connects_failed: 1,
+                    probes: 9,
+                    probes_failed: 2,
+                }],
+            }],
         }
     }
 

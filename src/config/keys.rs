@@ -4,7 +4,7 @@ use super::reader::{Reader, Section, alternatives};
 
 /// Every section with its keys. A key that is itself a section is looked into.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["datapath", "xdp", "nat", "aws", "admin"]),
+    ("", &["datapath", "xdp", "nat", "forward", "aws", "admin"]),
     ("xdp", &["adjust_mtu"]),
     (
         "nat",
@@ -34,7 +34,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
 
 /// Keys that the design has and this version does not.
 const LATER: &[&str] =
-    &["forward", "aws.route_tables", "aws.route_table_tags", "aws.elastic_ips", "failover", "admin.listen"];
+    &["aws.route_tables", "aws.route_table_tags", "aws.elastic_ips", "failover", "admin.listen"];
 
 /// Notes every key of the document that is not known.
 pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {

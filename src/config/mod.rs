@@ -5,6 +5,7 @@
 //! what is allowed; nothing half-valid gets past this module. It reads the one file that it is given and
 //! nothing else: the host's facts are arguments.
 
+mod forward;
 mod keys;
 mod nat;
 mod problem;
@@ -22,6 +23,7 @@ use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
 use crate::datapath::{Choice, XdpConfig};
+use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
 pub use problem::{Problem, Problems};
 use reader::{Reader, Section, quoted};
@@ -45,6 +47,8 @@ pub struct Config {
     pub datapath: Choice,
     pub xdp: XdpConfig,
     pub nat: Nat,
+    /// The sections `[[forward]]`; no two share a name or an address.
+    pub forward: Vec<Forward>,
     pub aws: Aws,
     pub admin: Admin,
     /// What is doubtful in the file, in the order of the lines.
@@ -184,6 +188,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let datapath = reader.choice(&root, "datapath", &datapaths).unwrap_or_default();
     let xdp = read_xdp(&mut reader, &root);
     let nat = nat::read(&mut reader, &root);
+    let forward = forward::read(&mut reader, &root);
     let aws = read_aws(&mut reader, &root);
     let socket = reader
         .section(&root, "admin")
@@ -194,7 +199,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     warnings.sort_by_key(|problem| problem.line);
     if problems.is_empty() {
         let (file, admin) = (Some(path.to_owned()), Admin { socket });
-        Ok(Config { file, datapath, xdp, nat, aws, admin, warnings })
+        Ok(Config { file, datapath, xdp, nat, forward, aws, admin, warnings })
     } else {
         Err(Problems(problems))
     }

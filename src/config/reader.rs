@@ -286,6 +286,10 @@ impl<'a> Section<'a> {
 }
 
 impl Field<'_> {
+    pub(super) const fn is_table(&self) -> bool {
+        matches!(self.value, DeValue::Table(_))
+    }
+
     pub(super) fn place(&self) -> &Place {
         &self.place
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::nat::{EXHAUSTIONS, FILTERINGS, MAPPINGS, PROFILES};
-use super::{Config, Nat, Switch};
+use super::{Config, Nat, Switch, forward};
 
 /// The effective configuration: TOML that says the same as the file and the defaults together. What follows
 /// from the host is left out, with a comment in its place.
@@ -21,6 +21,9 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(out, "\n[xdp]\nadjust_mtu = {}", config.xdp.adjust_mtu)?;
     writeln!(out, "\n[nat]")?;
     write_nat(out, &config.nat)?;
+    for listener in &config.forward {
+        forward::write(out, listener)?;
+    }
     let enabled = match config.aws.enabled {
         Switch::Auto => "\"auto\"",
         Switch::On => "true",
@@ -88,17 +91,17 @@ fn write_nat(out: &mut String, nat: &Nat) -> std::fmt::Result {
     writeln!(out, "fragment_memory = {}", limits.fragment_memory)
 }
 
-fn optional(out: &mut String, key: &str, value: Option<String>, default: &str) -> std::fmt::Result {
+pub(super) fn optional(out: &mut String, key: &str, value: Option<String>, default: &str) -> std::fmt::Result {
     match value {
         Some(value) => writeln!(out, "{key} = {value}"),
         None => writeln!(out, "# {key}: {default}"),
     }
 }
 
-fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+pub(super) fn word<T: Copy + PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
     words.iter().find(|(_, candidate)| *candidate == value).map_or("", |(word, _)| *word)
 }
 
-fn string(text: &str) -> String {
+pub(super) fn string(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }

@@ -8,6 +8,7 @@
 mod aws;
 mod checks;
 mod cloud;
+mod forwarding;
 mod logging;
 mod proc;
 mod ready;
@@ -15,6 +16,7 @@ mod reload;
 mod settings;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,10 +27,12 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::admin::{self, Description};
 use crate::config::{self, CloudFacts, Config, HostFacts, Problems, ResolveError, Resolved};
-use crate::datapath::{self, Handle, Kind, Worker};
+use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
+use crate::forward;
 use crate::nat;
 pub use checks::Refusal;
 use cloud::Cloud;
+use forwarding::Forwarding;
 pub use logging::{LogFormat, init_logging};
 use proc::Proc;
 pub use proc::ProcError;
@@ -61,6 +65,8 @@ pub enum Error {
     Interfaces(#[from] nix::Error),
     #[error(transparent)]
     Datapath(#[from] datapath::Error),
+    #[error("cannot forward")]
+    Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the packet worker ended unexpectedly; its cause is in the log above, if it had one")]
     WorkerEnded,
     #[error("the runtime cannot be started")]
@@ -111,6 +117,7 @@ struct Running {
     description: watch::Sender<Description>,
     handle: Handle,
     cloud: Cloud,
+    forwarding: Forwarding,
     settings: HostSettings,
     socket: admin::Socket,
     _namespace: File,
@@ -126,9 +133,11 @@ async fn supervise(options: &Options) -> Result<(), Error> {
     };
     let (mut running, listener, worker) = started;
     let description = running.description.subscribe();
-    let server = admin::serve(listener, running.handle.clone(), description, admin::Limits::default());
+    let source = Source { worker: running.handle.clone(), forwarding: running.forwarding.clone() };
+    let server = admin::serve(listener, source, description, admin::Limits::default());
     let server = tokio::spawn(server);
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
+    forwarding::stop(&running.forwarding, ends.recv()).await;
     server.abort();
     let patience = match running.description.borrow().chosen.kind {
         Kind::AfPacket => STOP_TIME,
@@ -148,6 +157,31 @@ async fn supervise(options: &Options) -> Result<(), Error> {
         tracing::info!("stopped");
     }
     result
+}
+
+/// Where the control socket's answers come from.
+#[derive(Clone, Debug)]
+struct Source {
+    worker: Handle,
+    forwarding: Forwarding,
+}
+
+impl admin::Source for Source {
+    async fn snapshot(&self) -> Result<Snapshot, Stopped> {
+        self.worker.snapshot().await
+    }
+
+    async fn scan_sessions(&self, from: u32, filter: SessionFilter) -> Result<SessionPage, Stopped> {
+        self.worker.scan_sessions(from, filter).await
+    }
+
+    fn listeners(&self) -> Vec<forward::Report> {
+        self.forwarding.reports()
+    }
+
+    fn set_draining(&self, listener: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
+        self.forwarding.set_draining(listener, target, draining)
+    }
 }
 
 /// Follows signals, the cloud, the worker's life and its readiness until one of them ends the daemon.
@@ -196,6 +230,8 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     // Sockets are looked at after the ports are separate, so that none can slip in between.
     let mut settings = HostSettings::new(proc.clone());
     settings.separate_ports(&config.nat.port_range)?;
+    let forwarding = Forwarding::default();
+    let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
     let cloud = Cloud::start(config.aws.enabled, &resolved).await;
@@ -205,6 +241,7 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
     let worker = datapath::spawn(datapath.clone(), nat.clone())?;
+    forwarding.adopt(listeners).map_err(Error::Forward)?;
     let chosen = worker.chosen().clone();
     if let Some(reason) = &chosen.fallback {
         tracing::warn!(reason, "xdp cannot be used, taking packet sockets (af_packet) instead");
@@ -232,6 +269,7 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
         description,
         handle,
         cloud,
+        forwarding,
         settings,
         socket,
         _namespace: namespace,

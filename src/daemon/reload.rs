@@ -56,6 +56,8 @@ impl Running {
     async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
         let running = self.description.borrow().clone();
         let cloud = self.cloud.facts();
+        // Their sockets count among the host's, whose ports are not NAT's.
+        let listeners = self.forwarding.prepare(&config.forward).map_err(|error| vec![with_causes(&error)])?;
         let resolved = self.resolve(&config, &running, cloud.clone())?;
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
@@ -63,6 +65,7 @@ impl Running {
         reconfigured
             .map_err(|stopped| vec![stopped.to_string()])?
             .map_err(|refused| vec![refused.to_string()])?;
+        self.forwarding.adopt(listeners).map_err(|error| vec![error.to_string()])?;
         for (key, old, new) in self.frozen(&config, &running) {
             tracing::warn!(key, old, new, "change takes effect only after a restart");
         }

@@ -27,6 +27,7 @@ use serde::Serialize;
 
 pub use af_packet::PortError;
 pub use classifier::BpfError;
+pub use sys::random_seed;
 pub use worker::{Handle, Worker, spawn};
 pub use xdp::{DriverError, XdpError};
 

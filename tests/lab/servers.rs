@@ -42,6 +42,14 @@ impl Web {
         Ok(Self { process, directory })
     }
 
+    /// Puts a text under `/name`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result {
+        Ok(fs::write(self.directory.join("files").join(name), text)?)
+    }
+
     /// Puts a file of `size` bytes, all different from place to place, under `/name`.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! that means.
 
 mod discovery;
+mod forwarding;
 mod hairpinning;
 mod hostile;
 mod lifecycle;

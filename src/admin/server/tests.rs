@@ -20,6 +20,14 @@ struct Fake {
 }
 
 impl Source for Fake {
+    fn listeners(&self) -> Vec<forward::Report> {
+        Vec::new()
+    }
+
+    fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
+        Err(format!("there is no listener {listener}"))
+    }
+
     async fn snapshot(&self) -> Result<Snapshot, Stopped> {
         let mut counters = nat::Counters { sessions: 5, mappings: 4, ..nat::Counters::default() };
         counters.drops[DropReason::NoSession as usize] = 7;

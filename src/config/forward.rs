@@ -1,0 +1,423 @@
+//! The sections `[[forward]]`.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::reader::{Field, Located, Reader, Section, quoted};
+use super::render::{optional, string, word};
+use super::{is_host_address, keys};
+use crate::balance::{self, Algorithm, HealthCheck, Limits, MOST_TARGETS, OnUnhealthy, Stickiness, Target};
+use crate::forward::proxy_protocol::Version;
+use crate::forward::{Check, Config, HttpQuestion, Question};
+
+/// Reads all of them. Those with a mistake are left out, which is noted.
+pub(super) fn read(reader: &mut Reader<'_>, root: &Section<'_>) -> Vec<Config> {
+    let Some(array) = reader.array(root, "forward") else { return Vec::new() };
+    if array.value.len() > MOST_LISTENERS {
+        let message = format!("has {} listeners; use at most {MOST_LISTENERS}", array.value.len());
+        reader.error(&array.place, message);
+        return Vec::new();
+    }
+    let mut found: Vec<(Located<String>, Located<SocketAddr>)> = Vec::new();
+    let mut listeners = Vec::new();
+    for field in &array.value {
+        let Some(section) = reader.table(field) else { continue };
+        keys::check_section(reader, &section, KEYS);
+        let name = required(reader, field, &section, "name", name);
+        let listen = required(reader, field, &section, "listen", listen);
+        let config = listener(reader, field, &section);
+        let (Some(name), Some(listen)) = (name, listen) else { continue };
+        for (other, address) in &found {
+            if other.value == name.value {
+                let message = format!("{} is already {}; use another", quoted(&name.value), other.place.key);
+                reader.error(&name.place, message);
+            }
+            if collide(address.value, listen.value) {
+                let message = format!(
+                    "{} is taken by {} ({}); use another",
+                    listen.value, address.place.key, address.value
+                );
+                reader.error(&listen.place, message);
+            }
+        }
+        listeners.push(Config { name: name.value.clone(), listen: listen.value, ..config });
+        found.push((name, listen));
+    }
+    listeners
+}
+
+/// A section again, with every default.
+pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
+    let time = |key: &str, time: Duration| format!("{key} = \"{}\"", humantime::format_duration(time));
+    let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+    writeln!(
+        out,
+        "\n[[forward]]\nname = \"{}\"\nlisten = \"{}\"\nmode = \"proxy\"",
+        config.name, config.listen
+    )?;
+    let target = |target: &Target| match target {
+        Target { address, weight: 1, backup: false } => format!("\"{address}\""),
+        Target { address, weight, backup } => {
+            format!("{{ address = \"{address}\", weight = {weight}, backup = {backup} }}")
+        }
+    };
+    writeln!(out, "targets = {}", list(config.targets.iter().map(target).collect()))?;
+    let group = &config.group;
+    writeln!(out, "algorithm = \"{}\"", word(ALGORITHMS, group.algorithm))?;
+    let stickiness = group.stickiness.map_or(Duration::ZERO, |stickiness| stickiness.idle_timeout);
+    writeln!(out, "{}", time("stickiness", stickiness))?;
+    writeln!(
+        out,
+        "allow = {}",
+        list(config.limits.allow.iter().map(|prefix| format!("\"{prefix}\"")).collect())
+    )?;
+    writeln!(out, "connection_limit = {}", config.limits.connections)?;
+    writeln!(out, "new_connections_per_second = {}", config.limits.new_connections_per_second)?;
+    writeln!(out, "{}", time("connect_timeout", config.connect_timeout))?;
+    writeln!(out, "{}", time("idle_timeout", config.idle_timeout))?;
+    writeln!(out, "{}", time("deregistration_delay", group.deregistration_delay))?;
+    writeln!(out, "on_unhealthy = \"{}\"", word(ON_UNHEALTHY, group.on_unhealthy))?;
+    writeln!(out, "proxy_protocol = \"{}\"", word(PROXY_PROTOCOLS, config.proxy_protocol))?;
+    writeln!(out, "accept_proxy_protocol = {}", config.accept_proxy_protocol)?;
+    writeln!(out, "access_log = {}", config.access_log)?;
+    writeln!(out, "\n[forward.health]")?;
+    match &config.check.question {
+        Question::Tcp => writeln!(out, "type = \"tcp\"")?,
+        Question::Http(HttpQuestion { path, host, matcher }) => {
+            writeln!(out, "type = \"http\"\npath = {}", string(path))?;
+            optional(out, "host", host.as_deref().map(string), "the target's address")?;
+            let range = |range: &RangeInclusive<u16>| format!("{}-{}", range.start(), range.end());
+            writeln!(out, "matcher = \"{}\"", matcher.iter().map(range).collect::<Vec<_>>().join(","))?;
+        }
+    }
+    writeln!(out, "port = {}", config.check.port.unwrap_or(0))?;
+    writeln!(out, "{}", time("interval", group.health.interval))?;
+    writeln!(out, "{}", time("timeout", group.health.timeout))?;
+    writeln!(out, "healthy_threshold = {}", group.health.healthy_threshold)?;
+    writeln!(out, "unhealthy_threshold = {}", group.health.unhealthy_threshold)
+}
+
+/// What holds for all that a section leaves out.
+fn defaults() -> Config {
+    Config {
+        name: String::new(),
+        listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+        limits: Limits::default(),
+        group: balance::Config::default(),
+        check: Check::default(),
+        targets: Vec::new(),
+        connect_timeout: Duration::from_secs(5),
+        idle_timeout: Duration::from_secs(350),
+        proxy_protocol: None,
+        accept_proxy_protocol: false,
+        access_log: false,
+    }
+}
+
+/// All but name and address.
+fn listener(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -> Config {
+    let mut config = defaults();
+    let _ = reader.choice(section, "mode", &[("proxy", ())]);
+    config.targets = targets(reader, field, section);
+    if let Some(allow) = prefixes(reader, section) {
+        config.limits.allow = allow;
+    }
+    if let Some(most) = reader.integer(section, "connection_limit", CONNECTIONS, "connections") {
+        config.limits.connections = most.value;
+    }
+    if let Some(rate) = reader.integer(section, "new_connections_per_second", 0..=1_000_000, "connections") {
+        config.limits.new_connections_per_second = rate.value;
+    }
+    if let Some(time) = reader.duration(section, "connect_timeout", &CONNECT_TIMEOUT) {
+        config.connect_timeout = time.value;
+    }
+    if let Some(time) = reader.duration(section, "idle_timeout", &IDLE_TIMEOUT) {
+        config.idle_timeout = time.value;
+    }
+    config.access_log = reader.boolean(section, "access_log").unwrap_or_default();
+    config.group.algorithm = reader.choice(section, "algorithm", ALGORITHMS).unwrap_or_default();
+    config.group.on_unhealthy = reader.choice(section, "on_unhealthy", ON_UNHEALTHY).unwrap_or_default();
+    if let Some(time) = reader.duration(section, "deregistration_delay", &DEREGISTRATION_DELAY) {
+        config.group.deregistration_delay = time.value;
+    }
+    if let Some(time) = reader.duration(section, "stickiness", &STICKINESS)
+        && !time.value.is_zero()
+    {
+        config.group.stickiness = Some(Stickiness { idle_timeout: time.value, ..Stickiness::default() });
+    }
+    if let Some(health) = reader.section(section, "health") {
+        keys::check_section(reader, &health, HEALTH_KEYS);
+        (config.group.health, config.check) = health_check(reader, &health);
+    }
+    config.proxy_protocol = reader.choice(section, "proxy_protocol", PROXY_PROTOCOLS).unwrap_or_default();
+    config.accept_proxy_protocol = reader.boolean(section, "accept_proxy_protocol").unwrap_or_default();
+    config.check.proxy_protocol = config.proxy_protocol;
+    config
+}
+
+fn health_check(reader: &mut Reader<'_>, section: &Section<'_>) -> (HealthCheck, Check) {
+    let kind = reader.choice(section, "type", TYPES).unwrap_or_default();
+    let mut health = HealthCheck::default();
+    if kind == Kind::Http {
+        health.timeout = HealthCheck::HTTP_TIMEOUT;
+    }
+    if let Some(interval) = reader.duration(section, "interval", &INTERVAL) {
+        health.interval = interval.value;
+        // Whoever asks often does not say each time that an answer is wanted before the next question.
+        health.timeout = health.timeout.min(interval.value);
+    }
+    if let Some(timeout) = reader.duration(section, "timeout", &(MOMENT..=*INTERVAL.end())) {
+        health.timeout = timeout.value;
+        if timeout.value > health.interval {
+            let interval = humantime::format_duration(health.interval);
+            reader.error(&timeout.place, format!("longer than the interval ({interval}); use at most that"));
+        }
+    }
+    for (key, threshold) in [
+        ("healthy_threshold", &mut health.healthy_threshold),
+        ("unhealthy_threshold", &mut health.unhealthy_threshold),
+    ] {
+        if let Some(read) = reader.integer(section, key, THRESHOLD, "checks in a row") {
+            *threshold = read.value;
+        }
+    }
+    let port = reader.integer::<u16>(section, "port", 0..=65_535, "a port").map(|port| port.value);
+    let question = match kind {
+        Kind::Tcp => {
+            for key in ["path", "host", "matcher"] {
+                if let Some((_, place)) = section.keys().find(|(name, _)| *name == key) {
+                    reader.error(&place, "is of HTTP; set type = \"http\" beside it");
+                }
+            }
+            Question::Tcp
+        }
+        Kind::Http => Question::Http(HttpQuestion {
+            path: reader.parsed(section, "path", path).map_or_else(|| "/".to_owned(), |path| path.value),
+            host: reader.parsed(section, "host", host).map(|host| host.value),
+            matcher: reader
+                .parsed(section, "matcher", matcher)
+                .map_or_else(|| vec![200..=399], |found| found.value),
+        }),
+    };
+    (health, Check { question, port: port.filter(|port| *port != 0), proxy_protocol: None })
+}
+
+/// Addresses, or tables with an address, a weight, and whether it is a backup.
+fn targets(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -> Vec<Target> {
+    let Some(array) = reader.array(section, "targets") else {
+        if !section.keys().any(|(name, _)| name == "targets") {
+            reader.error(field.place(), "has no targets; name them, as in targets = [\"10.0.1.10:5000\"]");
+        }
+        return Vec::new();
+    };
+    if array.value.is_empty() || array.value.len() > MOST_TARGETS {
+        let message = format!("has {} targets; use from 1 to {MOST_TARGETS}", array.value.len());
+        reader.error(&array.place, message);
+        return Vec::new();
+    }
+    let mut found: Vec<Target> = Vec::new();
+    for field in array.value {
+        let place = field.place().clone();
+        let Some(target) = target(reader, field) else { continue };
+        if found.iter().any(|other| other.address == target.address) {
+            reader.error(&place, format!("{} is there twice; remove one", target.address));
+        }
+        found.push(target);
+    }
+    found
+}
+
+fn target(reader: &mut Reader<'_>, field: Field<'_>) -> Option<Target> {
+    if !field.is_table() {
+        return reader.parsed_field(field, target_address).map(|address| address.value.into());
+    }
+    let table = reader.table(&field)?;
+    keys::check_section(reader, &table, &["address", "weight", "backup"]);
+    let address = required(reader, &field, &table, "address", target_address)?;
+    let weight = reader.integer(&table, "weight", 0..=1000, "shares").map_or(1, |weight| weight.value);
+    Some(Target {
+        address: address.value,
+        weight,
+        backup: reader.boolean(&table, "backup").unwrap_or_default(),
+    })
+}
+
+fn prefixes(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Vec<IpNet>> {
+    let array = reader.array(section, "allow")?;
+    if array.value.is_empty() {
+        reader.error(&array.place, "empty: nobody could connect; name a prefix, or leave the key out");
+    }
+    if array.value.len() > MOST_PREFIXES {
+        let message = format!("has {} prefixes; use at most {MOST_PREFIXES}", array.value.len());
+        reader.error(&array.place, message);
+        return None;
+    }
+    let read = array.value.into_iter().filter_map(|field| reader.parsed_field(field, prefix));
+    Some(read.map(|prefix| prefix.value).collect())
+}
+
+/// A key that has to be there.
+fn required<T>(
+    reader: &mut Reader<'_>,
+    field: &Field<'_>,
+    section: &Section<'_>,
+    key: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Option<Located<T>> {
+    if !section.keys().any(|(name, _)| name == key) {
+        reader.error(field.place(), format!("has no {key}; every one needs it"));
+    }
+    reader.parsed(section, key, parse)
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(good) {
+        return Err(format!(
+            "{} is not a name; use up to {LONGEST_NAME} letters, digits, - and _",
+            quoted(text)
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => {
+            Err(format!("{} has no port; use one from 1 to 65535", quoted(text)))
+        }
+        Ok(address) if !address.is_ipv4() => {
+            Err(format!("{} is not IPv4; use such as \"0.0.0.0:5000\"", quoted(text)))
+        }
+        Ok(address) => Ok(address),
+        Err(_) => Err(format!("{} is not an address and a port; use such as \"0.0.0.0:5000\"", quoted(text))),
+    }
+}
+
+fn target_address(text: &str) -> Result<SocketAddr, String> {
+    if text.starts_with("dns:") || text.starts_with("ec2-tag:") {
+        return Err("targets by name or by tag are not in this version; use addresses".to_owned());
+    }
+    let address = text.parse::<SocketAddr>().ok().filter(|address| match address.ip() {
+        IpAddr::V4(ip) => (is_host_address(ip) || ip.is_loopback()) && address.port() != 0,
+        IpAddr::V6(_) => false,
+    });
+    address.ok_or_else(|| {
+        format!("{} is not an IPv4 address and a port; use such as \"10.0.1.10:5000\"", quoted(text))
+    })
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let Ok(prefix) = prefix else {
+        return Err(format!("{} is not a prefix; use such as \"203.0.113.0/24\"", quoted(text)));
+    };
+    if prefix.trunc() != prefix {
+        return Err(format!("{} has host bits set; use \"{}\"", quoted(text), prefix.trunc()));
+    }
+    Ok(prefix)
+}
+
+/// What may stand in a request line (RFC 9112 section 3.2.1).
+fn path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') || text.len() > LONGEST_PATH || !text.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Err(format!("{} is not a path; use such as \"/health\"", quoted(text)));
+    }
+    Ok(text.to_owned())
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte);
+    if text.is_empty() || text.len() > LONGEST_HOST || !text.bytes().all(good) {
+        return Err(format!("{} is not a host; use such as \"api.example.com\"", quoted(text)));
+    }
+    Ok(text.to_owned())
+}
+
+/// `200-399`, `200,302`.
+fn matcher(text: &str) -> Result<Vec<RangeInclusive<u16>>, String> {
+    let status = |text: &str| text.trim().parse::<u16>().ok().filter(|status| (200..=599).contains(status));
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(status(first)?..=status(last)?).filter(|range| !range.is_empty())
+    };
+    let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+    ranges.ok_or_else(|| {
+        format!("{} are not HTTP statuses; use such as \"200-399\" or \"200,204\"", quoted(text))
+    })
+}
+
+/// Whether both cannot be bound.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let same = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && same
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[default]
+    Tcp,
+    Http,
+}
+
+pub(super) const TYPES: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("http", Kind::Http)];
+pub(super) const ALGORITHMS: &[(&str, Algorithm)] = &[
+    ("flow-hash", Algorithm::FlowHash),
+    ("round-robin", Algorithm::RoundRobin),
+    ("least-connections", Algorithm::LeastConnections),
+];
+pub(super) const PROXY_PROTOCOLS: &[(&str, Option<Version>)] =
+    &[("off", None), ("v1", Some(Version::V1)), ("v2", Some(Version::V2))];
+pub(super) const ON_UNHEALTHY: &[(&str, OnUnhealthy)] =
+    &[("reset", OnUnhealthy::Reset), ("keep", OnUnhealthy::Keep)];
+
+const KEYS: &[&str] = &[
+    "name",
+    "listen",
+    "mode",
+    "targets",
+    "algorithm",
+    "stickiness",
+    "allow",
+    "connection_limit",
+    "new_connections_per_second",
+    "connect_timeout",
+    "idle_timeout",
+    "deregistration_delay",
+    "on_unhealthy",
+    "proxy_protocol",
+    "accept_proxy_protocol",
+    "access_log",
+    "health",
+];
+const HEALTH_KEYS: &[&str] = &[
+    "type",
+    "path",
+    "host",
+    "port",
+    "matcher",
+    "interval",
+    "timeout",
+    "healthy_threshold",
+    "unhealthy_threshold",
+];
+const MOST_LISTENERS: usize = 64;
+const MOST_PREFIXES: usize = 1024;
+const LONGEST_NAME: usize = 32;
+const LONGEST_PATH: usize = 1024;
+/// RFC 1035 section 2.3.4, and a port.
+const LONGEST_HOST: usize = 261;
+const CONNECTIONS: RangeInclusive<i64> = 1..=1_000_000;
+const THRESHOLD: RangeInclusive<i64> = 1..=100;
+const MOMENT: Duration = Duration::from_millis(10);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(300);
+const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
+const DEREGISTRATION_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const STICKINESS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(300);

@@ -1,0 +1,132 @@
+//! The listeners of `[[forward]]`: started, changed and stopped as the configuration says.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::datapath;
+use crate::forward::{self, Config, Error, Listener, Pipes, Report};
+
+/// All listeners. Those of the same address are the same, whatever else changes. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Forwarding {
+    pipes: Arc<Pipes>,
+    listeners: Arc<Mutex<BTreeMap<SocketAddr, Running>>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    listener: Listener,
+    /// How long its connections may go on when it is taken away.
+    grace: Duration,
+}
+
+/// Listeners that are to be, with the sockets of the new ones. Clients may connect to these already, and wait.
+#[derive(Debug)]
+pub(super) struct Prepared(Vec<(Config, Option<TcpListener>)>);
+
+impl Forwarding {
+    /// Binds what is new. Nothing has changed yet.
+    ///
+    /// # Errors
+    /// An address cannot be listened on.
+    pub(super) fn prepare(&self, wanted: &[Config]) -> Result<Prepared, Error> {
+        let running = self.lock();
+        let prepare = |config: &Config| {
+            if running.contains_key(&config.listen) {
+                return Ok((config.clone(), None));
+            }
+            let failed = |source| Error::Listen { address: config.listen, source };
+            Ok((config.clone(), Some(forward::bind(config.listen).map_err(failed)?)))
+        };
+        wanted.iter().map(prepare).collect::<Result<_, _>>().map(Prepared)
+    }
+
+    /// Makes those that were prepared the running ones. Others take no more connections; what they have may go on for
+    /// their deregistration delay. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The system's randomness, or a configuration that is not usable, of which [`crate::config`] lets none through.
+    /// Listeners before it are changed then.
+    pub(super) fn adopt(&self, prepared: Prepared) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut running = self.lock();
+        let mut left = std::mem::take(&mut *running);
+        for (config, socket) in prepared.0 {
+            let (listen, grace) = (config.listen, config.group.deregistration_delay);
+            let listener = match (left.remove(&listen), socket) {
+                (Some(there), _) => {
+                    there.listener.reconfigure(config)?;
+                    there.listener
+                }
+                (None, Some(socket)) => {
+                    tracing::info!(listener = config.name, %listen, targets = config.targets.len(), "listening");
+                    Listener::start(config, socket, Arc::clone(&self.pipes), datapath::random_seed()?)?
+                }
+                (None, None) => continue,
+            };
+            running.insert(listen, Running { listener, grace });
+        }
+        for (listen, Running { listener, grace }) in left {
+            tracing::info!(%listen, "listener closed, its connections may go on for a while");
+            tokio::spawn(listener.stop(grace));
+        }
+        Ok(())
+    }
+
+    /// Takes no more connections, and lets those that are there go on for `grace`.
+    pub(super) async fn stop(&self, grace: Duration) {
+        let mut stopping = JoinSet::new();
+        for (_, running) in std::mem::take(&mut *self.lock()) {
+            stopping.spawn(running.listener.stop(grace));
+        }
+        while stopping.join_next().await.is_some() {}
+    }
+
+    /// How long connections may go on when the daemon stops: the longest of the deregistration delays, if there are
+    /// any connections.
+    pub(super) fn grace(&self) -> Duration {
+        let listeners = self.lock();
+        let open = listeners.values().filter(|running| running.listener.report().admission.open > 0);
+        open.map(|running| running.grace).max().unwrap_or_default()
+    }
+
+    /// All listeners, by address.
+    pub(super) fn reports(&self) -> Vec<Report> {
+        self.lock().values().map(|running| running.listener.report()).collect()
+    }
+
+    /// Takes a target of the listener `name` out of service, or back into it.
+    ///
+    /// # Errors
+    /// There is no such listener, or target.
+    pub(super) fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
+        let listeners = self.lock();
+        let named = listeners.values().find(|running| running.listener.report().name == name);
+        let Some(running) = named else { return Err(format!("there is no listener {name}")) };
+        if running.listener.set_draining(target, draining) {
+            Ok(())
+        } else {
+            Err(format!("{target} is no target of {name}"))
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Running>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops all listeners, but at a second signal does not wait for connections any longer.
+pub(super) async fn stop(forwarding: &Forwarding, again: impl Future<Output = ()>) {
+    let grace = forwarding.grace();
+    if !grace.is_zero() {
+        let seconds = grace.as_secs();
+        tracing::info!(seconds, "waiting for forwarded connections to end; a second signal ends them");
+    }
+    tokio::select! {
+        () = forwarding.stop(grace) => {}
+        () = again => forwarding.stop(Duration::ZERO).await,
+    }
+}

@@ -1,0 +1,220 @@
+//! A target group at work: its probes are made, its events logged, and its connections closed when it says so.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant as Clock, sleep_until};
+
+use super::probe::Check;
+use crate::balance::{
+    self, CheckError, Close, ConfigError, Event, Group, Probe, ProbeId, Serving, Snapshot, State, Target,
+};
+use crate::time::Instant;
+
+/// See the module. Shared by the connections of a listener and the task that runs [`Self::follow`].
+#[derive(Debug)]
+pub(super) struct TargetGroup {
+    /// As log lines have it.
+    name: String,
+    /// What [`Instant::ORIGIN`] is.
+    origin: Clock,
+    inner: Mutex<Inner>,
+    /// There may be something due.
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    group: Group,
+    check: Check,
+    timeout: Duration,
+    /// By target: what its connections are told by when they are to be closed.
+    cuts: HashMap<SocketAddr, watch::Sender<()>>,
+}
+
+/// A connection's claim on a target, from the choice until it is dropped.
+#[derive(Debug)]
+pub(super) struct Claim<'a> {
+    group: &'a TargetGroup,
+    pub(super) target: SocketAddr,
+    cut: watch::Receiver<()>,
+}
+
+impl TargetGroup {
+    /// # Errors
+    /// What is wrong with the configuration or the targets.
+    pub(super) fn new(
+        name: &str,
+        config: balance::Config,
+        check: Check,
+        targets: &[Target],
+        seed: [u8; 16],
+    ) -> Result<Self, ConfigError> {
+        let timeout = config.health.timeout;
+        let mut group = Group::new(config, seed)?;
+        group.set_targets(Instant::ORIGIN, targets)?;
+        let inner = Inner { group, check, timeout, cuts: HashMap::new() };
+        Ok(Self { name: name.to_owned(), origin: Clock::now(), inner: Mutex::new(inner), wake: Notify::new() })
+    }
+
+    /// Changes how targets are checked and chosen, and who they are.
+    ///
+    /// # Errors
+    /// What is wrong; then nothing has changed.
+    pub(super) fn reconfigure(
+        &self,
+        config: balance::Config,
+        check: Check,
+        targets: &[Target],
+    ) -> Result<(), ConfigError> {
+        let now = self.now();
+        let mut inner = self.lock();
+        let timeout = config.health.timeout;
+        config.validate()?;
+        inner.group.set_targets(now, targets)?;
+        inner.group.reconfigure(now, config)?;
+        (inner.check, inner.timeout) = (check, timeout);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// A target for a connection of `client` that has tried those in `exclude` in vain.
+    pub(super) fn claim(&self, client: SocketAddr, exclude: &[SocketAddr]) -> Option<Claim<'_>> {
+        let now = self.now();
+        let mut inner = self.lock();
+        let target = inner.group.select(now, client, exclude)?;
+        let cut = inner.cuts.entry(target).or_insert_with(|| watch::Sender::new(())).subscribe();
+        Some(Claim { group: self, target, cut })
+    }
+
+    /// Takes a target out of service, or back into it; `false` if there is none of this address.
+    pub(super) fn set_draining(&self, target: SocketAddr, draining: bool) -> bool {
+        let now = self.now();
+        let mut inner = self.lock();
+        let known = if draining { inner.group.drain(now, target) } else { inner.group.undrain(now, target) };
+        self.wake.notify_one();
+        known
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let now = self.now();
+        self.lock().group.snapshot(now)
+    }
+
+    /// What has been given to the clients for now.
+    pub(super) fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Makes the probes, for ever.
+    pub(super) async fn follow(&self) {
+        let mut probes = JoinSet::new();
+        loop {
+            let due = self.turn(&mut probes);
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = until(due.map(|due| self.origin + due.saturating_since(Instant::ORIGIN))) => {}
+                Some(Ok((id, result))) = probes.join_next() => self.answered(id, result),
+            }
+        }
+    }
+
+    /// Does all that is due, and gives when the next is.
+    fn turn(&self, probes: &mut JoinSet<(ProbeId, Result<Option<()>, CheckError>)>) -> Option<Instant> {
+        let now = self.now();
+        let mut inner = self.lock();
+        let Inner { group, check, timeout, cuts } = &mut *inner;
+        group.handle_timeout(now);
+        while let Some(Probe { id, target, .. }) = group.poll_probe(now) {
+            let (check, timeout) = (check.clone(), *timeout);
+            probes.spawn(async move { (id, check.ask(target, timeout).await) });
+        }
+        while let Some(Close { target, .. }) = group.poll_close() {
+            if let Some(cut) = cuts.get(&target) {
+                cut.send_replace(());
+            }
+        }
+        while let Some(event) = group.poll_event() {
+            if let Event::Removed { target } = event {
+                cuts.remove(&target);
+            }
+            log(&self.name, event);
+        }
+        group.poll_timeout()
+    }
+
+    fn answered(&self, id: ProbeId, result: Result<Option<()>, CheckError>) {
+        let now = self.now();
+        let mut inner = self.lock();
+        match result {
+            Ok(Some(())) => inner.group.handle_probe(now, id, Ok(())),
+            Err(error) => inner.group.handle_probe(now, id, Err(error)),
+            Ok(None) => {
+                tracing::warn!(
+                    listener = self.name,
+                    "health check could not be made: this host is short of something"
+                );
+                inner.group.abandon_probe(id);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claim<'_> {
+    /// Tells how connecting went.
+    pub(super) fn connected(&self, result: Result<(), CheckError>) {
+        let now = self.group.now();
+        self.group.lock().group.handle_connect(now, self.target, result);
+        self.group.wake.notify_one();
+    }
+
+    /// Ends when the connection is to be closed.
+    pub(super) async fn is_cut(&self) {
+        let mut cut = self.cut.clone();
+        // The sender goes when the target is gone, with its last connection.
+        let _ = cut.changed().await;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let now = self.group.now();
+        self.group.lock().group.closed(now, self.target);
+        self.group.wake.notify_one();
+    }
+}
+
+async fn until(due: Option<Clock>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn log(listener: &str, event: Event) {
+    match event {
+        Event::Added { target } => tracing::debug!(listener, %target, "target added"),
+        Event::Removed { target } => tracing::debug!(listener, %target, "target removed"),
+        Event::StateChanged { target, from, to: State::Unhealthy(why) } => {
+            tracing::warn!(listener, %target, from = from.label(), %why, "target unhealthy");
+        }
+        Event::StateChanged { target, from, to } => {
+            tracing::info!(listener, %target, from = from.label(), to = to.label(), "target changed");
+        }
+        Event::ServingChanged { to: Serving::FailOpen, .. } => {
+            tracing::error!(listener, "all targets are unhealthy: all of them get connections (fail-open)");
+        }
+        Event::ServingChanged { to: Serving::Nobody, .. } => {
+            tracing::error!(listener, "no target is left: connections are refused");
+        }
+        Event::ServingChanged { from, to } => tracing::info!(listener, ?from, ?to, "who serves has changed"),
+    }
+}

@@ -1,0 +1,416 @@
+//! A listener: takes clients' connections in, and gives each a target.
+//!
+//! Owns the listening socket, its door (who may come in, how many, how often) and the connections that came by it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::group::{Claim, TargetGroup};
+use super::pipe::Pipes;
+use super::probe::{Check, connect_error};
+use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
+use super::relay::{Ended, Relayed, Side, relay};
+use crate::balance::{self, Admission, AdmissionCounters, CheckError, ConfigError, Limits, Snapshot, Target};
+
+/// What a listener forwards, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Names it in logs, metrics and commands.
+    pub name: String,
+    pub listen: SocketAddr,
+    pub limits: Limits,
+    pub group: balance::Config,
+    pub check: Check,
+    pub targets: Vec<Target>,
+    /// For a target to take a connection; then the next one is tried.
+    pub connect_timeout: Duration,
+    /// How long a connection may be silent.
+    pub idle_timeout: Duration,
+    /// What targets are told of the client by.
+    pub proxy_protocol: Option<Version>,
+    /// Each connection has to say by such a header who its client is.
+    pub accept_proxy_protocol: bool,
+    /// A line in the log for each connection.
+    pub access_log: bool,
+}
+
+/// A listener that listens. Dropping it closes all of its connections.
+#[derive(Debug)]
+pub struct Listener {
+    shared: Arc<Shared>,
+    stop: watch::Sender<()>,
+    accepting: JoinHandle<()>,
+    probing: JoinHandle<()>,
+}
+
+/// What is to be seen of a listener.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    pub name: String,
+    pub listen: SocketAddr,
+    pub counters: Counters,
+    pub admission: AdmissionCounters,
+    pub group: Snapshot,
+}
+
+/// Of all connections so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    pub bytes_to_target: u64,
+    pub bytes_to_client: u64,
+    /// How relays have ended.
+    pub closed: u64,
+    pub reset_by_client: u64,
+    pub reset_by_target: u64,
+    /// Silent for too long.
+    pub idle: u64,
+    /// Their target became unhealthy or had drained for long enough, or the listener was closed.
+    pub cut: u64,
+    /// No target would take them.
+    pub unserved: u64,
+    /// They did not begin with a header of the PROXY protocol, as they had to.
+    pub bad_headers: u64,
+}
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Mutex<Arc<Config>>,
+    group: TargetGroup,
+    admission: Mutex<Admission>,
+    pipes: Arc<Pipes>,
+    counted: Counted,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    bytes_to_target: AtomicU64,
+    bytes_to_client: AtomicU64,
+    closed: AtomicU64,
+    reset_by_client: AtomicU64,
+    reset_by_target: AtomicU64,
+    idle: AtomicU64,
+    cut: AtomicU64,
+    unserved: AtomicU64,
+    bad_headers: AtomicU64,
+}
+
+/// Binds a socket and has it listen. Clients wait in its queue until it is given to a [`Listener`].
+///
+/// # Errors
+/// As bind(2) and listen(2).
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A new process may follow at once on one that had connections.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+impl Listener {
+    /// Takes in connections of `socket` from now on. Needs a tokio runtime. `seed` is random.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start(
+        config: Config,
+        socket: std::net::TcpListener,
+        pipes: Arc<Pipes>,
+        seed: [u8; 16],
+    ) -> Result<Self, Error> {
+        let failed = |source| Error::Listen { address: config.listen, source };
+        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = TcpListener::from_std(socket).map_err(failed)?;
+        let group =
+            TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), &config.targets, seed)?;
+        let admission = Admission::new(config.limits.clone(), seed)?;
+        let shared = Arc::new(Shared {
+            config: Mutex::new(Arc::new(config)),
+            group,
+            admission: Mutex::new(admission),
+            pipes,
+            counted: Counted::default(),
+        });
+        let (stop, stopping) = watch::channel(());
+        let accepting = tokio::spawn(accept(socket, Arc::clone(&shared), stopping));
+        let followed = Arc::clone(&shared);
+        let probing = tokio::spawn(async move { followed.group.follow().await });
+        Ok(Self { shared, stop, accepting, probing })
+    }
+
+    /// Changes what it does from the next connection on. It goes on listening where it does: `config.listen` is not
+    /// looked at.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; then nothing has changed.
+    pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
+        // The door's limits are checked first, and by a door that nobody uses.
+        Admission::new(config.limits.clone(), [0; 16])?;
+        self.shared.group.reconfigure(config.group.clone(), config.check.clone(), &config.targets)?;
+        self.shared.admission().reconfigure(config.limits.clone())?;
+        *lock(&self.shared.config) = Arc::new(config);
+        Ok(())
+    }
+
+    /// Takes a target out of service, or back into it; `false` if there is none of this address.
+    #[must_use]
+    pub fn set_draining(&self, target: SocketAddr, draining: bool) -> bool {
+        self.shared.group.set_draining(target, draining)
+    }
+
+    /// What is to be seen now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let config = self.shared.config();
+        Report {
+            name: config.name.clone(),
+            listen: config.listen,
+            counters: self.shared.counted.now(),
+            admission: self.shared.admission().counters(),
+            group: self.shared.group.snapshot(),
+        }
+    }
+
+    /// Takes in no more connections, lets those that are there go on for `grace`, and resets what is left then.
+    pub async fn stop(mut self, grace: Duration) {
+        self.stop.send_replace(());
+        let _ = timeout(grace, &mut self.accepting).await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Connections are tasks of the one that accepts them.
+        self.accepting.abort();
+        self.probing.abort();
+    }
+}
+
+impl Shared {
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&lock(&self.config))
+    }
+
+    fn admission(&self) -> MutexGuard<'_, Admission> {
+        lock(&self.admission)
+    }
+
+    /// Sees a connection through from its first moment to its last.
+    async fn serve(&self, mut client: TcpStream, mut address: SocketAddr) {
+        let (config, start) = (self.config(), Instant::now());
+        let Ok(mut listener) = client.local_addr() else { return };
+        if config.accept_proxy_protocol {
+            match timeout(HEADER_TIME, take_header(&mut client)).await.unwrap_or(Err(HeaderError::TooLate)) {
+                Ok(Header::Proxied { source, destination }) => (address, listener) = (source, destination),
+                Ok(Header::Local) => {}
+                Err(error) => {
+                    tracing::debug!(listener = config.name, client = %address, %error, "connection refused");
+                    self.counted.bad_headers.fetch_add(1, Ordering::Relaxed);
+                    return refuse(&client);
+                }
+            }
+        }
+        let header = config.proxy_protocol.map(|version| proxy_protocol::encode(version, address, listener));
+        let Some((mut to_target, claim)) = self.connect(&config, address).await else {
+            refuse(&client);
+            self.counted.unserved.fetch_add(1, Ordering::Relaxed);
+            if config.access_log {
+                tracing::info!(listener = config.name, client = %address, ended = "no target", "connection");
+            }
+            return;
+        };
+        // Data goes on as it comes, in whatever pieces.
+        for stream in [&client, &to_target] {
+            let _ = stream.set_nodelay(true);
+        }
+        if let Some(header) = header {
+            // It fits the empty buffer; if the target is gone already, the relay finds out.
+            let _ = to_target.write_all(&header).await;
+        }
+        let relayed = relay(client, to_target, &self.pipes, config.idle_timeout, claim.is_cut()).await;
+        self.counted.add(relayed);
+        if config.access_log {
+            tracing::info!(
+                listener = config.name,
+                client = %address,
+                target = %claim.target,
+                bytes_to_target = relayed.bytes_to_target,
+                bytes_to_client = relayed.bytes_to_client,
+                seconds = start.elapsed().as_secs_f64(),
+                ended = relayed.ended.label(),
+                "connection"
+            );
+        }
+    }
+
+    /// A connection to a target, with the claim on it: to the best one, or to another if that cannot be had.
+    async fn connect(&self, config: &Config, client: SocketAddr) -> Option<(TcpStream, Claim<'_>)> {
+        let mut tried = Vec::new();
+        while tried.len() < MOST_TRIES
+            && let Some(claim) = self.group.claim(client, &tried)
+        {
+            let attempt = timeout(config.connect_timeout, TcpStream::connect(claim.target)).await;
+            let failure = match attempt {
+                Ok(Ok(stream)) => {
+                    claim.connected(Ok(()));
+                    return Some((stream, claim));
+                }
+                Ok(Err(error)) => match connect_error(&error) {
+                    Some(failure) => failure,
+                    None => {
+                        tracing::warn!(listener = config.name, %error, "connection to a target cannot be made");
+                        return None;
+                    }
+                },
+                Err(_) => CheckError::TimedOut,
+            };
+            claim.connected(Err(failure));
+            tried.push(claim.target);
+        }
+        None
+    }
+}
+
+impl Counted {
+    fn add(&self, relayed: Relayed) {
+        self.bytes_to_target.fetch_add(relayed.bytes_to_target, Ordering::Relaxed);
+        self.bytes_to_client.fetch_add(relayed.bytes_to_client, Ordering::Relaxed);
+        let how = match relayed.ended {
+            Ended::Closed => &self.closed,
+            Ended::Reset(Side::Client) => &self.reset_by_client,
+            Ended::Reset(Side::Target) => &self.reset_by_target,
+            Ended::Idle => &self.idle,
+            Ended::Cut | Ended::NoPipe => &self.cut,
+        };
+        how.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Counters {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            bytes_to_target: of(&self.bytes_to_target),
+            bytes_to_client: of(&self.bytes_to_client),
+            closed: of(&self.closed),
+            reset_by_client: of(&self.reset_by_client),
+            reset_by_target: of(&self.reset_by_target),
+            idle: of(&self.idle),
+            cut: of(&self.cut),
+            unserved: of(&self.unserved),
+            bad_headers: of(&self.bad_headers),
+        }
+    }
+}
+
+/// Takes connections in until it is told to stop, then waits for those that are left.
+async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = socket.accept() => match accepted {
+                Ok((client, address)) => admit(&shared, &mut connections, client, address),
+                Err(error) => {
+                    // Of this host, as no descriptors, or of a client that has gone: neither gets better by asking
+                    // again at once.
+                    tracing::debug!(%error, "no connection accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            _ = stopping.changed() => break,
+        }
+    }
+    drop(socket);
+    while connections.join_next().await.is_some() {}
+}
+
+fn admit(shared: &Arc<Shared>, connections: &mut JoinSet<()>, client: TcpStream, address: SocketAddr) {
+    let now = shared.group.now();
+    if let Err(refusal) = shared.admission().admit(now, address.ip()) {
+        refuse(&client);
+        tracing::debug!(client = %address, reason = refusal.label(), "connection refused");
+        return;
+    }
+    let admitted = Admitted(Arc::clone(shared));
+    connections.spawn(async move { admitted.0.serve(client, address).await });
+}
+
+/// Counts as an open connection until it is dropped.
+struct Admitted(Arc<Shared>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.admission().release();
+    }
+}
+
+/// Why a connection has no header.
+#[derive(Debug, thiserror::Error)]
+enum HeaderError {
+    #[error(transparent)]
+    Parse(#[from] proxy_protocol::ParseError),
+    #[error("the connection ended within its header")]
+    Io(#[from] io::Error),
+    #[error("no header in time")]
+    TooLate,
+}
+
+/// Takes the header of the PROXY protocol from the begin of a connection, and nothing of what follows it.
+async fn take_header(client: &mut TcpStream) -> Result<Header, HeaderError> {
+    let mut taken = Vec::new();
+    let mut next = [0; MOST_BYTES];
+    loop {
+        let come = client.peek(&mut next).await?;
+        if come == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        let known = taken.len();
+        taken.extend_from_slice(&next[..come]);
+        let header = proxy_protocol::parse(&taken)?;
+        // Of a header that goes on, all that has come is a part.
+        let length = header.map_or(taken.len(), |(_, length)| length);
+        client.read_exact(&mut next[..length.saturating_sub(known)]).await?;
+        if let Some((header, _)) = header {
+            return Ok(header);
+        }
+    }
+}
+
+/// Closing then resets it.
+fn refuse(client: &TcpStream) {
+    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Connections that wait to be accepted; the kernel bounds it by net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// For a client's proxy to send its header.
+const HEADER_TIME: Duration = Duration::from_secs(5);
+/// Targets that are tried for one connection.
+const MOST_TRIES: usize = 3;

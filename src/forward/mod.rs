@@ -1,0 +1,18 @@
+//! Forwarding TCP to healthy targets: the proxy.
+//!
+//! Owns listeners and the connections that came by them, each of which is a client's on one side and a target's on the
+//! other. Which target that is, and whether it is well, is [`crate::balance`]'s judgement; here it is asked and acted
+//! upon. `listener` is where a connection's way begins, `group` has the targets, `probe` asks them, `relay` carries the
+//! data through a `pipe`.
+
+mod group;
+mod listener;
+mod pipe;
+mod probe;
+pub mod proxy_protocol;
+mod relay;
+
+pub use listener::{Config, Counters, Error, Listener, Report, bind};
+pub use pipe::Pipes;
+pub use probe::{Check, HttpQuestion, Question};
+pub use relay::{Ended, Relayed, Side, relay};

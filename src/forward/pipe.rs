@@ -1,0 +1,81 @@
+//! Pipes, by which data goes from socket to socket without coming to user space (splice(2)).
+//!
+//! A relay has a pipe only while there is data in it: those that wait for their peers cost two descriptors and no more.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::fcntl::{OFlag, SpliceFFlags, splice};
+use nix::unistd::pipe2;
+
+/// Empty pipes that can be used again.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    spare: Mutex<Vec<Pipe>>,
+}
+
+/// A pipe, and how much is in it.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    held: usize,
+}
+
+impl Pipes {
+    /// An empty pipe.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(super) fn take(&self) -> io::Result<Pipe> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(Pipe::new, Ok)
+    }
+
+    /// Takes back a pipe, if it is empty and there are not too many already.
+    pub(super) fn give_back(&self, pipe: Pipe) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if pipe.held == 0 && spare.len() < MOST_SPARE {
+            spare.push(pipe);
+        }
+    }
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        Ok(Self { reader, writer, held: 0 })
+    }
+
+    /// How many bytes are in it.
+    pub(super) const fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Moves what a socket has received into the pipe, which must be empty. Gives how much that was: nothing at the
+    /// end of its data.
+    ///
+    /// # Errors
+    /// As splice(2); `WouldBlock` if there is nothing yet.
+    pub(super) fn fill(&mut self, source: impl AsFd) -> io::Result<usize> {
+        self.held = splice(source, None, &self.writer, None, MOST_AT_ONCE, FLAGS)?;
+        Ok(self.held)
+    }
+
+    /// Moves what is in the pipe to a socket, as far as that takes it.
+    ///
+    /// # Errors
+    /// As splice(2); `WouldBlock` if it takes nothing now.
+    pub(super) fn drain(&mut self, destination: impl AsFd) -> io::Result<usize> {
+        let moved = splice(&self.reader, None, destination, None, self.held, FLAGS)?;
+        self.held = self.held.saturating_sub(moved);
+        Ok(moved)
+    }
+}
+
+const FLAGS: SpliceFFlags = SpliceFFlags::SPLICE_F_MOVE.union(SpliceFFlags::SPLICE_F_NONBLOCK);
+/// What a pipe holds by default (pipe(7)).
+const MOST_AT_ONCE: usize = 64 << 10;
+/// More would hold descriptors, and memory of the kernel, for nothing.
+const MOST_SPARE: usize = 256;

@@ -1,0 +1,160 @@
+//! What clients of a listener see while its targets come, go and fail.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use egret::balance::{self, Limits, Serving, State};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::target::{Target, call, callers, config, start, wait_healthy, wait_state};
+
+/// Says something to the target and hears it again.
+async fn works(stream: &mut TcpStream) -> bool {
+    let mut heard = [0; 5];
+    stream.write_all(b"hello").await.is_ok()
+        && stream.read_exact(&mut heard).await.is_ok()
+        && &heard == b"hello"
+}
+
+#[tokio::test]
+async fn healthy_targets_take_turns() {
+    let (one, other) = (Target::start("one"), Target::start("other"));
+    let (listener, address) = start(config(&[one.address, other.address]));
+    wait_healthy(&listener, &[one.address, other.address]).await;
+    let mut names = callers(address, 10).await;
+    names.sort();
+    assert_eq!((names[0].as_str(), names[4].as_str(), names[5].as_str()), ("one", "one", "other"));
+    let (_, mut stream) = call(address).await.unwrap();
+    assert!(works(&mut stream).await);
+}
+
+#[tokio::test]
+async fn target_that_dies_gets_no_connections_until_it_is_well_again() {
+    let (one, other) = (Target::start("one"), Target::start("other"));
+    let dead = other.address;
+    let (listener, address) = start(config(&[one.address, dead]));
+    wait_healthy(&listener, &[one.address, dead]).await;
+    let (name, _) = other.stop().await;
+    // Before a check has noticed: the refused connection is tried elsewhere.
+    assert_eq!(callers(address, 6).await, vec!["one"; 6]);
+    wait_state(&listener, dead, |state| matches!(state, State::Unhealthy(_))).await;
+    assert_eq!(callers(address, 6).await, vec!["one"; 6]);
+    let _other = Target::at(&name, dead);
+    wait_healthy(&listener, &[dead]).await;
+    assert!(callers(address, 2).await.contains(&name));
+}
+
+#[tokio::test]
+async fn all_get_connections_while_all_are_unhealthy() {
+    let target = Target::start("well");
+    let mut config = config(&[target.address]);
+    // The check is of another port, where nobody is.
+    let nobody = Target::start("nobody").stop().await.1;
+    config.check.port = Some(nobody.port());
+    let (listener, address) = start(config);
+    wait_state(&listener, target.address, |state| matches!(state, State::Unhealthy(_))).await;
+    assert_eq!(listener.report().group.serving, Serving::FailOpen);
+    assert_eq!(callers(address, 3).await, vec!["well"; 3]);
+}
+
+#[tokio::test]
+async fn client_is_reset_when_there_is_no_target() {
+    let gone = Target::start("gone").stop().await.1;
+    let (listener, address) = start(config(&[gone]));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let error = stream.read(&mut [0; 8]).await.expect_err("a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(listener.report().counters.unserved, 1);
+}
+
+#[tokio::test]
+async fn drained_target_keeps_its_connections_for_the_delay_and_gets_no_new_ones() {
+    let (one, other) = (Target::start("one"), Target::start("other"));
+    let mut config = config(&[one.address]);
+    config.group.deregistration_delay = Duration::from_secs(1);
+    let (listener, address) = start(config.clone());
+    wait_healthy(&listener, &[one.address]).await;
+    let (_, mut old) = call(address).await.unwrap();
+    config.targets = vec![other.address.into()];
+    listener.reconfigure(config).unwrap();
+    wait_healthy(&listener, &[other.address]).await;
+    assert_eq!(callers(address, 4).await, vec!["other"; 4]);
+    assert!(works(&mut old).await, "the old connection lives");
+    // Until the delay is over.
+    let error = old.read(&mut [0; 8]).await.expect_err("a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(listener.report().counters.cut, 1);
+}
+
+#[tokio::test]
+async fn connections_of_an_unhealthy_target_are_reset_or_kept_as_configured() {
+    for keep in [false, true] {
+        let (one, other) = (Target::start("one"), Target::start("other"));
+        let mut config = config(&[one.address, other.address]);
+        if keep {
+            config.group.on_unhealthy = balance::OnUnhealthy::Keep;
+        }
+        let (listener, address) = start(config.clone());
+        wait_healthy(&listener, &[one.address, other.address]).await;
+        let (mut to_one, mut to_other) = (call(address).await.unwrap(), call(address).await.unwrap());
+        if to_one.0 != "one" {
+            std::mem::swap(&mut to_one, &mut to_other);
+        }
+        // Its checks fail from now on, though it still serves.
+        let nobody = Target::start("nobody").stop().await.1;
+        let mut aside = config.clone();
+        aside.check.port = Some(nobody.port());
+        aside.targets[1].backup = true;
+        listener.reconfigure(aside).unwrap();
+        wait_state(&listener, one.address, |state| matches!(state, State::Unhealthy(_))).await;
+        assert_eq!(works(&mut to_one.1).await, keep || listener.report().group.serving == Serving::FailOpen);
+    }
+}
+
+#[tokio::test]
+async fn door_keeps_out_who_is_not_allowed_and_who_is_too_many() {
+    let target = Target::start("well");
+    let mut config = config(&[target.address]);
+    config.limits = Limits { allow: vec!["10.0.0.0/8".parse().unwrap()], ..Limits::default() };
+    let (listener, address) = start(config.clone());
+    wait_healthy(&listener, &[target.address]).await;
+    assert_eq!(callers(address, 2).await, vec!["nobody"; 2]);
+    config.limits = Limits { connections: 2, ..Limits::default() };
+    listener.reconfigure(config).unwrap();
+    let (first, second) = (call(address).await, call(address).await);
+    assert!(first.is_some() && second.is_some());
+    assert_eq!(callers(address, 1).await, ["nobody"]);
+    drop(first);
+    while listener.report().admission.open > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(callers(address, 1).await, ["well"]);
+}
+
+#[tokio::test]
+async fn stop_lets_connections_end_in_peace_and_takes_no_new_ones() {
+    let target = Target::start("well");
+    let (listener, address) = start(config(&[target.address]));
+    wait_healthy(&listener, &[target.address]).await;
+    let (_, mut stream) = call(address).await.unwrap();
+    let stopping = tokio::spawn(listener.stop(Duration::from_secs(60)));
+    while let Ok(stream) = TcpStream::connect(address).await {
+        drop(stream);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(works(&mut stream).await);
+    assert!(!stopping.is_finished());
+    drop(stream);
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn stop_resets_what_has_not_ended_in_time() {
+    let target = Target::start("well");
+    let (listener, address) = start(config(&[target.address]));
+    wait_healthy(&listener, &[target.address]).await;
+    let (_, mut stream) = call(address).await.unwrap();
+    listener.stop(Duration::from_millis(50)).await;
+    assert_eq!(stream.read(&mut [0; 8]).await.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+}

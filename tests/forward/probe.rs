@@ -1,0 +1,78 @@
+//! What health checks find out.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use egret::balance::CheckError;
+use egret::forward::{Check, HttpQuestion, Question};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Answers one connection with this, and gives what it was asked.
+async fn answering(answer: &'static [u8]) -> (SocketAddr, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = vec![0; 4096];
+        let count = stream.read(&mut asked).await.unwrap();
+        stream.write_all(answer).await.unwrap();
+        asked.truncate(count);
+        String::from_utf8(asked).unwrap()
+    });
+    (address, asked)
+}
+
+fn http() -> Check {
+    let question = HttpQuestion {
+        path: "/health?deep=1".to_owned(),
+        host: Some("api.example".to_owned()),
+        matcher: vec![200..=299, 401..=401],
+    };
+    Check { question: Question::Http(question), port: None, proxy_protocol: None }
+}
+
+#[tokio::test]
+async fn http_check_asks_for_the_path_of_the_host() {
+    let (address, asked) = answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(http().ask(address, SOON).await, Ok(Some(())));
+    let asked = asked.await.unwrap().to_lowercase();
+    assert!(asked.starts_with("get /health?deep=1 http/1.1\r\n"), "{asked}");
+    assert!(asked.contains("\r\nhost: api.example\r\n"), "{asked}");
+}
+
+#[tokio::test]
+async fn http_check_goes_by_the_matcher() {
+    for (answer, expected) in [
+        (&b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"[..], Ok(Some(()))),
+        (b"HTTP/1.0 401 Unauthorized\r\n\r\nwho?", Ok(Some(()))),
+        (b"HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n", Err(CheckError::Status(302))),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Err(CheckError::Status(503))),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", Err(CheckError::Malformed)),
+        (b"", Err(CheckError::Reset)),
+    ] {
+        let (address, _asked) = answering(answer).await;
+        assert_eq!(http().ask(address, SOON).await, expected, "{}", String::from_utf8_lossy(answer));
+    }
+}
+
+#[tokio::test]
+async fn answer_that_never_comes_is_a_failure_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let asked = http().ask(listener.local_addr().unwrap(), Duration::from_millis(50)).await;
+    assert_eq!(asked, Err(CheckError::TimedOut));
+}
+
+#[tokio::test]
+async fn tcp_check_asks_whether_somebody_listens() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    assert_eq!(Check::default().ask(address, SOON).await, Ok(Some(())));
+    let elsewhere = Check { port: Some(address.port()), ..Check::default() };
+    assert_eq!(elsewhere.ask(SocketAddr::new(address.ip(), 1), SOON).await, Ok(Some(())));
+    drop(listener);
+    assert_eq!(Check::default().ask(address, SOON).await, Err(CheckError::Refused));
+}

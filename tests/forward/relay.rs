@@ -1,0 +1,192 @@
+//! What two programs see of the relay between them.
+
+use std::future::pending;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use egret::forward::{Ended, Pipes, Relayed, Side, relay};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+const LONG: Duration = Duration::from_hours(1);
+
+/// Both ends of a connection on loopback.
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (connected, accepted) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (connected.unwrap(), accepted.unwrap().0)
+}
+
+/// A client and a target with a relay in between.
+struct Relaying {
+    client: TcpStream,
+    target: TcpStream,
+    relay: JoinHandle<Relayed>,
+    /// Cuts it when it is sent or dropped.
+    cut: oneshot::Sender<()>,
+}
+
+async fn relaying(idle: Duration) -> Relaying {
+    let ((client, from_client), (to_target, target)) = (connection().await, connection().await);
+    let (cut, is_cut) = oneshot::channel();
+    let relay = tokio::spawn(async move {
+        let pipes = Pipes::default();
+        relay(from_client, to_target, &pipes, idle, async {
+            let _ = is_cut.await;
+        })
+        .await
+    });
+    Relaying { client, target, relay, cut }
+}
+
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+async fn assert_reset(mut stream: TcpStream) {
+    let error = stream.read(&mut [0; 16]).await.expect_err("a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// Different at each place, so that nothing can be lost, doubled or moved unseen.
+fn bytes(length: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[tokio::test]
+async fn everything_comes_through_both_ways_at_once() {
+    let Relaying { mut client, mut target, relay, cut: _cut } = relaying(LONG).await;
+    let (asked, answered) = (bytes(5_000_001, 1), bytes(3_000_003, 2));
+    let (mut got_asked, mut got_answered) = (Vec::new(), Vec::new());
+    {
+        let (mut client_in, mut client_out) = client.split();
+        let (mut target_in, mut target_out) = target.split();
+        tokio::try_join!(
+            async {
+                client_out.write_all(&asked).await?;
+                client_out.shutdown().await
+            },
+            async {
+                target_out.write_all(&answered).await?;
+                target_out.shutdown().await
+            },
+            client_in.read_to_end(&mut got_answered),
+            target_in.read_to_end(&mut got_asked),
+        )
+        .unwrap();
+    }
+    assert!(got_asked == asked && got_answered == answered);
+    let relayed = relay.await.unwrap();
+    assert_eq!(
+        relayed,
+        Relayed { bytes_to_target: 5_000_001, bytes_to_client: 3_000_003, ended: Ended::Closed }
+    );
+}
+
+#[tokio::test]
+async fn answer_still_comes_after_the_client_has_said_its_last() {
+    let Relaying { mut client, mut target, relay, cut: _cut } = relaying(LONG).await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut question = String::new();
+    target.read_to_string(&mut question).await.unwrap();
+    assert_eq!(question, "question");
+    for part in ["first ", "second"] {
+        target.write_all(part.as_bytes()).await.unwrap();
+        let mut got = vec![0; part.len()];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, part.as_bytes());
+    }
+    assert!(!relay.is_finished());
+    drop(target);
+    assert_eq!(client.read(&mut [0; 16]).await.unwrap(), 0);
+    assert_eq!(relay.await.unwrap().ended, Ended::Closed);
+}
+
+#[tokio::test]
+async fn reset_of_one_side_is_a_reset_of_the_other() {
+    let Relaying { client, target, relay, cut: _cut } = relaying(LONG).await;
+    reset(client);
+    assert_reset(target).await;
+    assert_eq!(relay.await.unwrap().ended, Ended::Reset(Side::Client));
+
+    let Relaying { client, target, relay, cut: _cut } = relaying(LONG).await;
+    reset(target);
+    assert_reset(client).await;
+    assert_eq!(relay.await.unwrap().ended, Ended::Reset(Side::Target));
+}
+
+/// Sends until nothing more is taken.
+async fn fill(stream: &TcpStream) -> usize {
+    let mut sent = 0;
+    loop {
+        match stream.try_write(&[0; 8 << 10]) {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // What is between the two takes some more for a moment.
+                if tokio::time::timeout(Duration::from_millis(300), stream.writable()).await.is_err() {
+                    return sent;
+                }
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn sender_is_held_back_by_a_receiver_that_does_not_read() {
+    let Relaying { client, mut target, relay: _relay, cut: _cut } = relaying(LONG).await;
+    let sent = fill(&client).await;
+    // The buffers of four sockets and a pipe.
+    assert!(sent < 32 << 20, "{sent} bytes were taken");
+    let mut got = 0;
+    let mut buffer = vec![0; 64 << 10];
+    while got < sent {
+        got += target.read(&mut buffer).await.unwrap();
+    }
+    assert_eq!(got, sent);
+    client.writable().await.unwrap();
+}
+
+#[tokio::test]
+async fn reset_is_passed_on_while_nobody_reads() {
+    let Relaying { client, target, relay, cut: _cut } = relaying(LONG).await;
+    fill(&client).await;
+    reset(client);
+    assert_eq!(relay.await.unwrap().ended, Ended::Reset(Side::Client));
+    let mut target = target;
+    let error = target.read_to_end(&mut Vec::new()).await.expect_err("a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn both_are_reset_when_it_is_cut() {
+    let Relaying { client, target, relay, cut } = relaying(LONG).await;
+    cut.send(()).unwrap();
+    assert_eq!(relay.await.unwrap().ended, Ended::Cut);
+    assert_reset(client).await;
+    assert_reset(target).await;
+}
+
+#[tokio::test]
+async fn both_are_reset_after_the_idle_time_and_not_before() {
+    let ((client, from_client), (to_target, target)) = (connection().await, connection().await);
+    let (pipes, start) = (Pipes::default(), Instant::now());
+    let idle = Duration::from_millis(300);
+    let relayed = relay(from_client, to_target, &pipes, idle, pending()).await;
+    assert_eq!(relayed.ended, Ended::Idle);
+    assert!(start.elapsed() >= idle);
+    assert_reset(client).await;
+    assert_reset(target).await;
+}

@@ -1,0 +1,126 @@
+//! Targets, and a listener in front of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use egret::balance::{self, HealthCheck, State, TargetSnapshot};
+use egret::forward::{Check, Config, Listener, bind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// A server that greets whoever connects with its name, and sends back what comes.
+pub struct Target {
+    pub address: SocketAddr,
+    name: String,
+    serving: JoinSet<()>,
+}
+
+impl Target {
+    pub fn start(name: &str) -> Self {
+        Self::at(name, "127.0.0.1:0".parse().unwrap())
+    }
+
+    pub fn at(name: &str, address: SocketAddr) -> Self {
+        let socket = bind(address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(socket).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut serving = JoinSet::new();
+        let greeting = name.to_owned();
+        serving.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(echo(stream, greeting.clone()));
+            }
+        });
+        Self { address, name: name.to_owned(), serving }
+    }
+
+    /// Is gone, with all of its connections.
+    pub async fn stop(mut self) -> (String, SocketAddr) {
+        self.serving.shutdown().await;
+        (self.name, self.address)
+    }
+}
+
+async fn echo(mut stream: TcpStream, name: String) {
+    let _ = stream.write_all(format!("{name:8}").as_bytes()).await;
+    let mut buffer = [0; 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        if stream.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// In front of these targets, in turns, with checks at the shortest interval.
+pub fn config(targets: &[SocketAddr]) -> Config {
+    let health = HealthCheck {
+        interval: Duration::from_millis(200),
+        timeout: Duration::from_millis(200),
+        healthy_threshold: 2,
+        unhealthy_threshold: 2,
+    };
+    Config {
+        name: "api".to_owned(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        limits: balance::Limits::default(),
+        group: balance::Config {
+            health,
+            algorithm: balance::Algorithm::RoundRobin,
+            ..balance::Config::default()
+        },
+        check: Check::default(),
+        targets: targets.iter().copied().map(Into::into).collect(),
+        connect_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(350),
+        proxy_protocol: None,
+        accept_proxy_protocol: false,
+        access_log: true,
+    }
+}
+
+/// Listens, and gives where.
+pub fn start(config: Config) -> (Listener, SocketAddr) {
+    let socket = bind(config.listen).unwrap();
+    let address = socket.local_addr().unwrap();
+    (Listener::start(config, socket, Arc::default(), [7; 16]).unwrap(), address)
+}
+
+/// Who answers a new connection, and the connection; nobody if it is reset.
+pub async fn call(listener: SocketAddr) -> Option<(String, TcpStream)> {
+    let mut stream = TcpStream::connect(listener).await.unwrap();
+    let mut name = [0; 8];
+    stream.read_exact(&mut name).await.ok()?;
+    Some((String::from_utf8(name.to_vec()).unwrap().trim().to_owned(), stream))
+}
+
+/// Who answers one connection after the other.
+pub async fn callers(listener: SocketAddr, count: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    for _ in 0..count {
+        names.push(call(listener).await.map_or_else(|| "nobody".to_owned(), |(name, _)| name));
+    }
+    names
+}
+
+/// Waits until a target is in some state.
+pub async fn wait_state(listener: &Listener, target: SocketAddr, wanted: impl Fn(State) -> bool) {
+    let is_so = |snapshot: &TargetSnapshot| snapshot.address == target && wanted(snapshot.state);
+    for _ in 0..500 {
+        if listener.report().group.targets.iter().any(is_so) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{target}: {:?}", listener.report());
+}
+
+pub async fn wait_healthy(listener: &Listener, targets: &[SocketAddr]) {
+    for target in targets {
+        wait_state(listener, *target, |state| state == State::Healthy).await;
+    }
+}

@@ -1,0 +1,139 @@
+//! An API on two private servers, reached from the internet by the Elastic IP.
+
+use std::time::Duration;
+
+use super::no_leaks;
+use crate::lab::{DEADLINE, Egret, INTERNET, Lab, Options, PUBLIC, Result, Web};
+
+/// A private web server, whose page says which one it is.
+fn server(lab: &Lab, number: u8) -> Result<Web> {
+    let web = Web::start(lab.client(number), 5000)?;
+    web.write("index.html", &format!("server {number}\n"))?;
+    Ok(web)
+}
+
+fn servers(lab: &Lab) -> Result<[Web; 2]> {
+    Ok([server(lab, 1)?, server(lab, 2)?])
+}
+
+/// A listener in front of both, beside NAT.
+fn config(lab: &Lab, more: &str) -> String {
+    let target = |number| format!("\"{}:5000\"", Lab::client_address(number));
+    lab.config(&format!(
+        "\n[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5000\"\ntargets = [{}, {}]\nalgorithm = \"round-robin\"\n{more}\n\
+         [forward.health]\ntype = \"http\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nhealthy_threshold = 2\n",
+        target(1),
+        target(2)
+    ))
+}
+
+/// What the API answers somebody on the internet, so many times.
+fn ask(lab: &Lab, count: u32) -> Result<Vec<String>> {
+    let ask = format!("curl -sS --max-time 5 http://{PUBLIC}:5000/");
+    (0..count).map(|_| Ok(lab.internet().run(&ask)?.trim().to_owned())).collect()
+}
+
+/// The states of the targets.
+fn states(egret: &Egret) -> Result<Vec<String>> {
+    let status = egret.status()?;
+    let targets = status["listeners"][0]["targets"].as_array().cloned().unwrap_or_default();
+    Ok(targets.iter().filter_map(|target| target["state"].as_str().map(str::to_owned)).collect())
+}
+
+fn wait_states(lab: &Lab, egret: &Egret, wanted: [&str; 2]) -> Result {
+    lab.nat().wait_for("the targets' states", || Ok(states(egret)? == wanted))
+}
+
+#[test]
+fn only_healthy_servers_are_asked_and_nat_goes_on_beside_it() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let web = Web::start(lab.internet(), 80)?;
+    let [one, other] = servers(&lab)?;
+    let egret = Egret::start(lab.nat(), &config(&lab, ""))?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let mut answers = ask(&lab, 6)?;
+    answers.sort();
+    assert_eq!((&*answers[0], &*answers[2], &*answers[3]), ("server 1", "server 1", "server 2"));
+    drop(other);
+    // At once: who refuses is not asked twice.
+    assert_eq!(ask(&lab, 4)?, vec!["server 1"; 4]);
+    wait_states(&lab, &egret, ["healthy", "unhealthy"])?;
+    assert_eq!(ask(&lab, 4)?, vec!["server 1"; 4]);
+    let other = server(&lab, 2)?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let seen = lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
+    assert!(seen.starts_with(&PUBLIC.to_string()), "{seen}");
+    drop((web, one, other));
+    no_leaks(&lab)
+}
+
+#[test]
+fn drained_server_gets_no_connections_until_it_is_wanted_again() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _servers = servers(&lab)?;
+    let egret = Egret::start(lab.nat(), &config(&lab, ""))?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let target = format!("{}:5000", Lab::client_address(1));
+    assert!(egret.command(&["drain", "api", &target])?.status.success());
+    assert_eq!(ask(&lab, 4)?, vec!["server 2"; 4]);
+    assert_eq!(states(&egret)?[0], "drained");
+    assert!(egret.command(&["drain", "api", &target, "--undo"])?.status.success());
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    assert!(ask(&lab, 2)?.contains(&"server 1".to_owned()));
+    assert_eq!(egret.command(&["drain", "other", &target])?.status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn reload_keeps_forwarded_connections_and_opens_what_is_new() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let [one, _other] = servers(&lab)?;
+    one.put("large", 8 << 20)?;
+    let first = config(&lab, "").replace(&format!(", \"{}:5000\"", Lab::client_address(2)), "");
+    let mut egret = Egret::start(lab.nat(), &first)?;
+    lab.nat().wait_for("health", || Ok(states(&egret)? == ["healthy"]))?;
+    let mut download = lab
+        .internet()
+        .spawn(&format!("curl -sS --max-time 20 --limit-rate 4M --output got http://{PUBLIC}:5000/large"))?;
+    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
+    egret.reload(
+        &first.replace("name = \"api\"\nlisten = \"0.0.0.0:5000\"", "name = \"api\"\nlisten = \"nonsense\""),
+    )?;
+    egret.process.wait_for_log("configuration not reloaded")?;
+    let second = first
+        .split("[[forward]]")
+        .nth(1)
+        .map(|section| section.replace("api", "api2").replace("0.0.0.0:5000", "0.0.0.0:5001"));
+    egret.reload(&format!("{first}\n[[forward]]{}", second.unwrap_or_default()))?;
+    egret.process.wait_for_log("configuration reloaded")?;
+    assert_eq!(download.ended()?, None, "the download was over too early to show anything");
+    let answer = lab.internet().run(&format!("curl -sS --max-time 5 http://{PUBLIC}:5001/"))?;
+    assert_eq!(answer, "server 1\n");
+    assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
+    let (got, kept) =
+        (lab.internet().run("sha256sum got")?, lab.client(1).run("sha256sum web-client1-5000/files/large")?);
+    assert_eq!(got.get(..64), kept.get(..64));
+    Ok(())
+}
+
+#[test]
+fn stopping_lets_a_forwarded_download_end() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let [one, _other] = servers(&lab)?;
+    one.put("large", 4 << 20)?;
+    let mut egret = Egret::start(lab.nat(), &config(&lab, ""))?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let target = format!("{}:5000", Lab::client_address(2));
+    assert!(egret.command(&["drain", "api", &target])?.status.success());
+    let mut download = lab
+        .internet()
+        .spawn(&format!("curl -sS --max-time 20 --limit-rate 2M --output got http://{PUBLIC}:5000/large"))?;
+    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
+    egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
+    egret.process.wait_for_log("waiting for forwarded connections to end")?;
+    let refused = lab.internet().try_run(&format!("curl -sS --max-time 5 http://{PUBLIC}:5000/"))?;
+    assert!(!refused.status.success(), "a new connection was taken");
+    assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
+    assert!(egret.process.wait(Duration::from_secs(5))?.success());
+    Ok(())
+}
