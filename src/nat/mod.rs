@@ -279,7 +279,7 @@ impl Engine {
     }
 
     /// The timer of a session has fired: ends it, unless it was used since the timer was armed, which of one in
-    /// the fast path is to be found out.
+    /// the fast path, or on its way home from there, is to be found out.
     fn timed_out(&mut self, now: Instant, id: Id) {
         let Some(session) = self.table.sessions.get(id) else { return };
         let deadline = table::deadline(session, &self.config.timeouts);
@@ -287,6 +287,9 @@ impl Engine {
             self.table.wheel.arm(&mut self.table.sessions, id, deadline);
         } else if session.carrier == Carrier::FastPath {
             self.query(now, id);
+        } else if session.carrier == Carrier::Returning {
+            // Its flows, on their way home, know when it was last used.
+            self.table.wheel.arm(&mut self.table.sessions, id, wheel::tick(now).saturating_add(1));
         } else {
             let reason = match session.state {
                 SessionState::Tcp(TcpState::Closing) => CloseReason::Finished,

@@ -283,6 +283,32 @@ fn session_used_between_the_answer_and_the_removal_lives() {
     nat.assert_empties();
 }
 
+/// Nobody has told the engine yet of what the flows have carried.
+#[test]
+fn session_on_its_way_home_is_not_ended_by_its_timer() {
+    for used_at_last in [true, false] {
+        let mut nat = offering(1);
+        let keys = udp_away(&mut nat).keys();
+        let installed_at = nat.now;
+        nat.events();
+        nat.now += Duration::from_secs(400);
+        nat.engine.recall(0, u32::MAX);
+        while nat.engine.poll_timeout().is_some_and(|due| due <= nat.now) {
+            nat.engine.handle_timeout(nat.now);
+        }
+        assert_eq!(nat.events(), []);
+        let last_use = if used_at_last { nat.now } else { installed_at };
+        remove(&mut nat, keys, used(7, last_use, TcpMarks::default()), None);
+        let events = nat.events();
+        match events[..] {
+            [] => assert!(used_at_last && nat.session().packets_out == 8),
+            [Event::Closed(closed, CloseReason::Expired)] => assert!(!used_at_last && closed.packets_out == 8),
+            _ => panic!("{events:?}"),
+        }
+        nat.assert_empties();
+    }
+}
+
 #[test]
 fn lost_answer_is_asked_for_again_after_a_second() {
     let mut nat = offering(1);

@@ -103,8 +103,10 @@ pub enum Doing {
         talk: usize,
         end: usize,
     },
+    /// With everything on its way home when a timer fires, or without.
     Wait {
         millis: u32,
+        recalled: bool,
     },
     Reconfigure(u8),
     Recall,
@@ -178,7 +180,8 @@ pub fn doing() -> impl Strategy<Value = Doing> {
             .prop_map(|(talk, end, length, window, fin, from)| Doing::Break { talk, end, length, window, fin, from }),
         6 => (talk.clone(), (scale.clone(), scale)).prop_map(|(talk, scales)| Doing::Open { talk, scales }),
         1 => (talk, 0..2_usize).prop_map(|(talk, end)| Doing::Error { talk, end }),
-        5 => wait.prop_map(|millis| Doing::Wait { millis }),
+        5 => (wait, prop::bool::weighted(0.2))
+            .prop_map(|(millis, recalled)| Doing::Wait { millis, recalled }),
         1 => any::<u8>().prop_map(Doing::Reconfigure),
         1 => Just(Doing::Recall),
         1 => (0..12_u8).prop_map(Doing::Room),
@@ -270,7 +273,7 @@ impl<F: Carrier> Twins<F> {
         for doing in doings {
             self.run(doing);
         }
-        self.run(&Doing::Wait { millis: 100_000_000 });
+        self.run(&Doing::Wait { millis: 100_000_000, recalled: false });
         self.alone.assert_empties();
         self.with.assert_empties();
         self.with
@@ -320,10 +323,14 @@ impl<F: Carrier> Twins<F> {
                 let error = icmp_error(address.address, peer.address, (3, 1), &quoted).bytes();
                 self.packet(side, &error);
             }
-            Doing::Wait { millis } => {
+            Doing::Wait { millis, recalled } => {
                 let duration = Duration::from_millis(u64::from(millis));
                 self.alone.advance(duration);
-                self.with.advance(duration);
+                self.with.advance_with(duration, |engine| {
+                    if recalled {
+                        engine.recall(0, u32::MAX);
+                    }
+                });
                 assert_eq!(self.alone.transmitted(), self.with.transmitted());
             }
             Doing::Reconfigure(choice) => {

@@ -239,12 +239,18 @@ impl<F: Carrier> Nat<F> {
 
     /// Lets time pass, and the engine's timers fire when they want to.
     pub fn advance(&mut self, duration: Duration) {
+        self.advance_with(duration, |_| {});
+    }
+
+    /// The same; `before` is done to the engine each time just before its timers fire, and the fast path is behind.
+    pub fn advance_with(&mut self, duration: Duration, mut before: impl FnMut(&mut Engine)) {
         let end = self.now + duration;
         let mut calls_at_one_time = 0;
         while let Some(deadline) = self.engine.poll_timeout().filter(|deadline| *deadline <= end) {
             calls_at_one_time = if deadline > self.now { 0 } else { calls_at_one_time + 1 };
             assert!(calls_at_one_time < 100_000, "handle_timeout makes no progress");
             self.now = self.now.max(deadline);
+            before(&mut self.engine);
             self.engine.handle_timeout(self.now);
             self.drain();
         }
