@@ -1,6 +1,6 @@
-//! The `af_packet` datapath between network namespaces: real sockets on both sides, the engine in the middle.
+//! The datapaths between network namespaces: real sockets on both sides, the engine in the middle.
 //!
-//! Needs root, iproute2 and ping. Each test makes its own namespaces and takes them away again.
+//! Needs root, iproute2, ethtool and ping. Each test makes its own namespaces and takes them away again.
 
 #![allow(
     clippy::disallowed_methods,
@@ -23,7 +23,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use egret::datapath::{
-    Config, Handle, SessionFilter, Snapshot, Worker, default_route_interface, interfaces, spawn,
+    Choice, Config, Handle, SessionFilter, Snapshot, Worker, XdpConfig, default_route_interface, interfaces,
+    spawn,
 };
 use egret::nat::{self, ExternalAddress, FilteringBehaviour};
 use egret::wire::Protocol;
@@ -77,7 +78,30 @@ fn one_armed() -> Lab {
     lab
 }
 
-fn start(lab: &Lab, external: &'static str, internal: &'static str) -> Worker {
+fn two_armed_for(datapath: Choice) -> Lab {
+    let lab = two_armed();
+    for name in ["client", "server"] {
+        fit(&lab, datapath, name, "eth0");
+    }
+    lab
+}
+
+fn one_armed_for(datapath: Choice) -> Lab {
+    let lab = one_armed();
+    fit(&lab, datapath, "router", "nat");
+    lab
+}
+
+/// What XDP on veth wants of the other end: whole checksums, frames of a usual length, and a program of its own.
+fn fit(lab: &Lab, datapath: Choice, name: &str, interface: &str) {
+    if datapath == Choice::Xdp {
+        let object = concat!(env!("OUT_DIR"), "/lab.bpf.o");
+        lab.command(name, &format!("ethtool -K {interface} tx off sg off tso off gso off gro off"));
+        lab.command(name, &format!("ip link set {interface} xdpdrv obj {object} program pass"));
+    }
+}
+
+fn start(lab: &Lab, datapath: Choice, external: &'static str, internal: &'static str) -> Worker {
     lab.run("nat", move || {
         let all = interfaces();
         let named =
@@ -92,8 +116,8 @@ fn start(lab: &Lab, external: &'static str, internal: &'static str) -> Worker {
             external: named(external),
             internal: named(internal),
             bypass: vec!["10.0.0.0/16".parse().expect("a prefix")],
-            datapath: egret::datapath::Choice::AfPacket,
-            xdp: egret::datapath::XdpConfig::default(),
+            datapath,
+            xdp: XdpConfig::default(),
         };
         spawn(config, engine).expect("the worker starts")
     })
@@ -171,12 +195,52 @@ fn exchange(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     seen
 }
 
+/// Enough of them for the fast path to carry the session, where there is one.
+fn exchange_for_a_while(client: &UdpSocket, server: &UdpSocket) {
+    for _ in 0..10 {
+        exchange(client, server);
+    }
+}
+
+/// As many flows are in the fast path, where there is one.
+fn assert_carried(worker: &Worker, flows: u32) {
+    if let Some(fast_path) = snapshot(&worker.handle()).fast_path {
+        assert_eq!(fast_path.flows, flows);
+    }
+}
+
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes of a function a test of each datapath.
+macro_rules! on_both_datapaths {
+    ($($test:ident,)*) => {
+        mod af_packet {
+            $(#[test] fn $test() { super::$test(super::Choice::AfPacket); })*
+        }
+        mod xdp {
+            $(#[test] fn $test() { super::$test(super::Choice::Xdp); })*
+        }
+    };
+}
+
+on_both_datapaths! {
+    plain_frames_pass_between_two_interfaces,
+    one_interface_serves_both_sides,
+    clients_reach_each_other_by_the_public_address,
+    traffic_of_the_host_itself_is_untouched_and_unseen,
+    kernel_answers_on_nats_ports_only_when_the_worker_has_stopped,
+    neighbour_that_moves_is_followed,
+    frames_for_a_neighbour_that_does_not_answer_are_dropped_and_counted,
+    interface_that_goes_down_and_up_is_used_again,
+    interface_that_is_replaced_is_found_by_its_name,
+    missing_address_and_route_are_named,
+    reconfiguring_moves_ports_between_nat_and_host,
+}
 
 #[test]
 fn super_frames_pass_between_two_interfaces() {
     let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+    let worker = start(&lab, Choice::AfPacket, "ext", "int");
     let (address, server) = echo_server(&lab);
     transfer(&lab, address);
     assert_eq!(server.join().expect("no panic").ip(), EXTERNAL);
@@ -188,13 +252,12 @@ fn super_frames_pass_between_two_interfaces() {
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn plain_frames_pass_between_two_interfaces() {
-    let lab = two_armed();
+fn plain_frames_pass_between_two_interfaces(datapath: Choice) {
+    let lab = two_armed_for(datapath);
     for (name, interface) in [("client", "eth0"), ("server", "eth0"), ("nat", "ext"), ("nat", "int")] {
         lab.command(name, &format!("ethtool -K {interface} tx off rx off sg off tso off gso off gro off"));
     }
-    let worker = start(&lab, "ext", "int");
+    let worker = start(&lab, datapath, "ext", "int");
     let (address, server) = echo_server(&lab);
     transfer(&lab, address);
     assert_eq!(server.join().expect("no panic").ip(), EXTERNAL);
@@ -205,17 +268,16 @@ fn plain_frames_pass_between_two_interfaces() {
 fn super_frames_are_cut_where_the_interface_cannot() {
     let lab = two_armed();
     lab.command("nat", "ethtool -K ext tx off tso off gso off");
-    let worker = start(&lab, "ext", "int");
+    let worker = start(&lab, Choice::AfPacket, "ext", "int");
     let (address, server) = echo_server(&lab);
     transfer(&lab, address);
     assert_eq!(server.join().expect("no panic").ip(), EXTERNAL);
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn one_interface_serves_both_sides() {
-    let lab = one_armed();
-    let worker = start(&lab, "eth0", "eth0");
+fn one_interface_serves_both_sides(datapath: Choice) {
+    let lab = one_armed_for(datapath);
+    let worker = start(&lab, datapath, "eth0", "eth0");
     wait_ready(&worker.handle());
     let (address, server) = echo_server(&lab);
     transfer(&lab, address);
@@ -232,10 +294,9 @@ fn one_interface_serves_both_sides() {
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn clients_reach_each_other_by_the_public_address() {
-    let lab = one_armed();
-    let worker = start(&lab, "eth0", "eth0");
+fn clients_reach_each_other_by_the_public_address(datapath: Choice) {
+    let lab = one_armed_for(datapath);
+    let worker = start(&lab, datapath, "eth0", "eth0");
     let client = udp(&lab, "client", (CLIENT, 4000));
     let server = udp(&lab, "server", (SERVER, 4000));
     let mapped = exchange(&client, &server);
@@ -250,10 +311,9 @@ fn clients_reach_each_other_by_the_public_address() {
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn traffic_of_the_host_itself_is_untouched_and_unseen() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn traffic_of_the_host_itself_is_untouched_and_unseen(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     wait_ready(&worker.handle());
     // In: a listener outside of the port range, from both sides, and ping. Out: an ephemeral port.
     for (name, target) in [("server", EXTERNAL), ("client", Ipv4Addr::new(10, 0, 1, 1))] {
@@ -271,10 +331,9 @@ fn traffic_of_the_host_itself_is_untouched_and_unseen() {
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn kernel_answers_on_nats_ports_only_when_the_worker_has_stopped() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn kernel_answers_on_nats_ports_only_when_the_worker_has_stopped(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     let refused = |wait: Duration| {
         let socket = udp(&lab, "server", (SERVER, 0));
         socket.connect((EXTERNAL, 5000)).expect("a route");
@@ -292,13 +351,13 @@ fn kernel_answers_on_nats_ports_only_when_the_worker_has_stopped() {
     assert!(block_on(handle.snapshot()).is_err());
 }
 
-#[test]
-fn neighbour_that_moves_is_followed() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn neighbour_that_moves_is_followed(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     let client = udp(&lab, "client", (CLIENT, 4000));
     let server = udp(&lab, "server", (SERVER, 4000));
-    exchange(&client, &server);
+    exchange_for_a_while(&client, &server);
+    assert_carried(&worker, 2);
     lab.ip("server", "link set eth0 address 02:00:00:00:00:99");
     // It makes itself known by asking for us.
     lab.ip("server", "neigh flush dev eth0");
@@ -307,20 +366,18 @@ fn neighbour_that_moves_is_followed() {
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn frames_for_a_neighbour_that_does_not_answer_are_dropped_and_counted() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn frames_for_a_neighbour_that_does_not_answer_are_dropped_and_counted(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     let client = udp(&lab, "client", (CLIENT, 4000));
     client.send_to(b"anyone?", "192.0.2.77:9").expect("sendable");
     wait_for("the drop", || snapshot(&worker.handle()).datapath.unresolved_dropped == 1);
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn interface_that_goes_down_and_up_is_used_again() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn interface_that_goes_down_and_up_is_used_again(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     let handle = worker.handle();
     wait_ready(&handle);
     lab.ip("nat", "link set ext down");
@@ -332,30 +389,34 @@ fn interface_that_goes_down_and_up_is_used_again() {
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn interface_that_is_replaced_is_found_by_its_name() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn interface_that_is_replaced_is_found_by_its_name(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     let handle = worker.handle();
     wait_ready(&handle);
+    let client = udp(&lab, "client", (CLIENT, 4000));
+    let server = udp(&lab, "server", (SERVER, 4000));
+    exchange_for_a_while(&client, &server);
+    assert_carried(&worker, 2);
     lab.ip("nat", "link del ext");
     wait_for("not ready", || {
         snapshot(&handle).not_ready.iter().any(|reason| reason.contains("ext is missing"))
     });
     lab.veth(("server", "eth0"), ("nat", "ext"));
+    fit(&lab, datapath, "server", "eth0");
     lab.ip("server", "addr add 192.0.2.1/24 dev eth0");
     lab.ip("nat", "addr add 192.0.2.10/24 dev ext");
     lab.ip("nat", "route add default via 192.0.2.1");
     wait_ready(&handle);
-    exchange(&udp(&lab, "client", (CLIENT, 4000)), &udp(&lab, "server", (SERVER, 4000)));
+    exchange_for_a_while(&client, &server);
+    assert_carried(&worker, 2);
     worker.stop().expect("a clean end");
 }
 
-#[test]
-fn missing_address_and_route_are_named() {
-    let lab = two_armed();
+fn missing_address_and_route_are_named(datapath: Choice) {
+    let lab = two_armed_for(datapath);
     lab.ip("nat", "addr del 192.0.2.10/24 dev ext");
-    let worker = start(&lab, "ext", "int");
+    let worker = start(&lab, datapath, "ext", "int");
     let reasons = snapshot(&worker.handle()).not_ready;
     assert!(reasons.iter().any(|reason| reason.contains("192.0.2.10 is not on interface ext")), "{reasons:?}");
     assert!(reasons.iter().any(|reason| reason.contains("no default route")), "{reasons:?}");
@@ -373,10 +434,9 @@ fn default_route_with_the_lowest_metric_names_the_interface() {
     assert_eq!(lab.run("nat", || default_route_interface().expect("readable")), None);
 }
 
-#[test]
-fn reconfiguring_moves_ports_between_nat_and_host() {
-    let lab = two_armed();
-    let worker = start(&lab, "ext", "int");
+fn reconfiguring_moves_ports_between_nat_and_host(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
     let handle = worker.handle();
     let host = udp(&lab, "nat", (EXTERNAL, 5000));
     host.set_read_timeout(Some(Duration::from_millis(300))).expect("settable");
