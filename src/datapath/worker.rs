@@ -123,9 +123,10 @@ impl Handle {
         self.ask(|reply| Command::ScanSessions(from, filter, reply)).await
     }
 
-    /// Changes the engine's configuration and the destinations that are never translated. On an error nothing has changed. More internal
-    /// prefixes than a filter holds (32, after joining neighbouring ones) leave the filter as it is, and the worker
-    /// not ready.
+    /// Changes the engine's configuration and the destinations that are never translated. On an error, which comes at
+    /// once, nothing has changed. Otherwise the answer comes when the change is in force: after all flows have come
+    /// home from the fast path, and after the changes that were asked for before. More internal prefixes than a filter
+    /// holds (32, after joining neighbouring ones) leave the filter as it is, and the worker not ready.
     ///
     /// # Errors
     /// The worker has stopped; within, that the configuration is not usable.
@@ -134,7 +135,7 @@ impl Handle {
         config: nat::Config,
         bypass: Vec<Ipv4Net>,
     ) -> Result<Result<(), nat::ConfigError>, Stopped> {
-        self.ask(|reply| Command::Reconfigure(Box::new(config), bypass, reply)).await
+        self.ask(|reply| Command::Reconfigure(Box::new(Reconfiguration { config, bypass, reply }))).await
     }
 
     /// Waits until the worker has stopped, for whatever reason.
@@ -161,8 +162,16 @@ impl Handle {
 enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     ScanSessions(u32, SessionFilter, oneshot::Sender<SessionPage>),
-    Reconfigure(Box<nat::Config>, Vec<Ipv4Net>, oneshot::Sender<Result<(), nat::ConfigError>>),
+    Reconfigure(Box<Reconfiguration>),
     Stop,
+}
+
+/// A configuration that somebody wants in force.
+#[derive(Debug)]
+struct Reconfiguration {
+    config: nat::Config,
+    bypass: Vec<Ipv4Net>,
+    reply: oneshot::Sender<Result<(), nat::ConfigError>>,
 }
 
 /// What is sent to the thread; [`AfPacket`], with its buffers, is made there.
@@ -233,6 +242,7 @@ impl Core {
             engine: self.engine,
             datapath,
             xdp: self.xdp,
+            waiting: Vec::new(),
             events: self.events,
             host: BTreeSet::new(),
             addresses: Vec::new(),
@@ -284,6 +294,8 @@ struct State {
     datapath: AfPacket,
     /// What carries most packets, if there is one.
     xdp: Option<Xdp>,
+    /// Until no flow goes by the configuration in force.
+    waiting: Vec<Reconfiguration>,
     events: Events,
     /// Every address of this host.
     host: BTreeSet<Ipv4Addr>,
@@ -305,6 +317,7 @@ impl State {
             self.now =
                 Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX));
             more = self.datapath.pump(self.now, &mut self.engine);
+            self.serve();
             if let Some(xdp) = &mut self.xdp {
                 more |= xdp.pump(self.now, &mut self.engine, &mut self.datapath);
             }
@@ -322,7 +335,15 @@ impl State {
             if let Some(xdp) = &mut self.xdp {
                 more |= xdp.follow_engine(self.now, &mut self.engine, &mut self.datapath);
             }
+            self.reconfigure_waiting();
             self.drain_events();
+        }
+    }
+
+    /// Has the fast path do what the engine asks of it, before the engine is given anything else.
+    fn serve(&mut self) {
+        if let Some(xdp) = &mut self.xdp {
+            xdp.serve(self.now, &mut self.engine, &mut self.datapath);
         }
     }
 
@@ -381,11 +402,34 @@ impl State {
                 }
                 let _ = reply.send(page);
             }
-            Command::Reconfigure(config, bypass, reply) => {
-                let _ = reply.send(self.reconfigure(*config, bypass));
-            }
+            Command::Reconfigure(wanted) => self.prepare(*wanted),
         }
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// Has the flows come home that go by what is to change.
+    fn prepare(&mut self, mut wanted: Reconfiguration) {
+        wanted.config = adapted(wanted.config, self.xdp.as_ref(), self.datapath.ports.len());
+        if let Err(error) = wanted.config.validate() {
+            let _ = wanted.reply.send(Err(error));
+            return;
+        }
+        if !self.is_in_force(&wanted.config, &wanted.bypass)
+            && let Some(xdp) = &mut self.xdp
+        {
+            xdp.recall();
+        }
+        self.waiting.push(wanted);
+    }
+
+    /// Does what waits, in the order in which it was asked for, once all flows are home.
+    fn reconfigure_waiting(&mut self) {
+        if self.xdp.as_ref().is_some_and(Xdp::is_recalling) {
+            return;
+        }
+        for Reconfiguration { config, bypass, reply } in std::mem::take(&mut self.waiting) {
+            let _ = reply.send(self.reconfigure(config, bypass));
+        }
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -432,9 +476,16 @@ impl State {
         reasons
     }
 
+    fn is_in_force(&self, config: &nat::Config, bypass: &[Ipv4Net]) -> bool {
+        config == self.engine.config() && bypass == self.config.bypass
+    }
+
     fn reconfigure(&mut self, config: nat::Config, bypass: Vec<Ipv4Net>) -> Result<(), nat::ConfigError> {
-        let config = adapted(config, self.xdp.as_ref(), self.datapath.ports.len());
+        if self.is_in_force(&config, &bypass) {
+            return Ok(());
+        }
         self.engine.reconfigure(self.now, config)?;
+        self.serve();
         self.config.bypass = bypass;
         self.datapath.forwarding.set_internal(&self.engine.config().internal);
         let trouble = self.configure_filters();
@@ -562,6 +613,7 @@ impl State {
     fn handle_timeouts(&mut self) -> bool {
         if self.engine.poll_timeout().is_some_and(|at| at <= self.now) {
             self.engine.handle_timeout(self.now);
+            self.serve();
             self.datapath.queue_transmits(self.now, &mut self.engine);
             self.datapath.flush();
         }

@@ -84,7 +84,11 @@ pub enum ConfigError {
 }
 
 impl Config {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    /// Says whether an engine would take it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         if self.external_addresses.is_empty() {
             return Err(ConfigError::NoExternalAddress);
         }

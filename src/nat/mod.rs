@@ -66,6 +66,8 @@ pub struct Engine {
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
     offloads: VecDeque<Offload>,
+    /// [`Self::recall`] has not come to the end of the table.
+    recalling: bool,
     counters: Counters,
 }
 
@@ -98,6 +100,7 @@ impl Engine {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             offloads: VecDeque::new(),
+            recalling: false,
             counters: Counters::default(),
             config,
         })

@@ -172,14 +172,16 @@ impl Engine {
     }
 
     /// Takes home the sessions in `slots` places of the table from place `from` on, for when what their flows go by
-    /// has changed. Gives the place to go on from, `None` at the end of the table.
+    /// has changed or is about to. Gives the place to go on from, `None` at the end of the table; until that has been
+    /// reached nothing is offered, so that then all are home.
     pub fn recall(&mut self, from: u32, slots: u32) -> Option<u32> {
         let places = self.table.sessions.places();
         let end = from.saturating_add(slots).min(places);
         for id in from..end {
             self.bring_home(id, None);
         }
-        (end < places).then_some(end)
+        self.recalling = end < places;
+        self.recalling.then_some(end)
     }
 
     /// The flows of a session that the fast path carries.
@@ -197,7 +199,8 @@ impl Engine {
     pub(super) fn offer(&mut self, id: Id) {
         let Some(after) = self.config.offload_after else { return };
         let Some(session) = self.table.sessions.get_mut(id) else { return };
-        if session.seen < after || session.carrier != Carrier::Engine || !session.is_steady() {
+        if self.recalling || session.seen < after || session.carrier != Carrier::Engine || !session.is_steady()
+        {
             return;
         }
         // If it cannot be, the next look is as many packets away.

@@ -12,6 +12,7 @@
 
 mod namespaces;
 mod queues;
+mod reconfigure;
 #[allow(clippy::cast_possible_truncation, reason = "numbers of hosts and sessions")]
 mod stress;
 #[allow(clippy::cast_possible_truncation, clippy::wrong_self_convention, reason = "as where it is used most")]

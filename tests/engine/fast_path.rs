@@ -456,6 +456,28 @@ fn recall_goes_in_steps() {
     assert_eq!((total, nat.counters().offloaded), (1_000, 0));
 }
 
+/// Or it would never come to the end.
+#[test]
+fn nothing_is_offered_while_a_recall_goes_on() {
+    let mut nat = offering(1);
+    let remote = |port| (ip("198.51.100.1"), port);
+    let mut keys = Vec::new();
+    for port in 1..=2 {
+        out(&mut nat, &udp(CLIENT, remote(port)));
+        inbound(&mut nat, &udp(remote(port), (EXTERNAL, 4000)));
+        keys.push(installed(&mut nat).keys());
+    }
+    let next = nat.engine.recall(0, 1);
+    remove(&mut nat, keys[0], None, None);
+    out(&mut nat, &udp(CLIENT, remote(1)));
+    assert_nothing_asked(&mut nat);
+    assert_eq!(nat.engine.recall(next.expect("one is left"), u32::MAX), None);
+    remove(&mut nat, keys[1], None, None);
+    assert_eq!(nat.counters().offloaded, 0);
+    out(&mut nat, &udp(CLIENT, remote(1)));
+    assert_eq!(installed(&mut nat).keys(), keys[0]);
+}
+
 #[test]
 fn record_of_a_session_in_the_fast_path_can_be_completed() {
     let mut nat = offering(1);

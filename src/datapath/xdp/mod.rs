@@ -212,8 +212,26 @@ impl Xdp {
         more
     }
 
-    /// Does what the engine wants of the fast path, and brings it up to date with neighbours and routes. Gives whether
-    /// there is more to do at once.
+    /// Takes all flows home from now on, in steps of [`Self::follow_engine`]; until then nothing is offered anew.
+    pub fn recall(&mut self) {
+        // What has been passed by in a recall that goes on already is home.
+        self.recall.get_or_insert(0);
+    }
+
+    /// Whether flows are still to be taken home.
+    #[must_use]
+    pub const fn is_recalling(&self) -> bool {
+        self.recall.is_some()
+    }
+
+    /// Does what the engine wants of the fast path. To be called before the engine is given anything else.
+    pub fn serve(&mut self, now: Instant, engine: &mut Engine, packets: &mut AfPacket) {
+        drain(&mut self.flows, now, engine, packets);
+        packets.queue_transmits(now, engine);
+    }
+
+    /// Brings the fast path up to date with neighbours and routes, and goes on with a recall. Gives whether there is
+    /// more to do at once.
     pub fn follow_engine(&mut self, now: Instant, engine: &mut Engine, packets: &mut AfPacket) -> bool {
         let next_hops = &packets.forwarding.next_hops;
         if let Err(error) = self.flows.follow_neighbours(next_hops) {
@@ -226,10 +244,9 @@ impl Xdp {
         if let Some(from) = self.recall {
             self.recall = engine.recall(from, RECALL_PLACES);
         }
-        drain(&mut self.flows, now, engine, packets);
-        packets.queue_transmits(now, engine);
+        self.serve(now, engine, packets);
         packets.flush();
-        self.recall.is_some()
+        self.is_recalling()
     }
 
     /// Once a second: keeps neighbours known, and looks after the number of queues.
