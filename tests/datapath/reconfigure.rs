@@ -1,6 +1,6 @@
 //! Changes of the configuration while the fast path carries sessions.
 
-use egret::datapath::Choice;
+use egret::datapath::{Choice, SessionFilter};
 use egret::nat::{self, ExternalAddress, FilteringBehaviour};
 
 use crate::{
@@ -55,6 +55,17 @@ fn thousands_come_home_in_steps_before_the_changes_are_made_in_their_order() {
     }
     let sessions = u32::try_from(clients.len() * servers.len()).expect("few");
     assert_carried(&worker, 2 * sessions);
+
+    // Their records are completed from the flows, which takes time: in many pages.
+    let (mut from, mut pages, mut packets, mut seen) = (Some(0), 0, 0, 0);
+    while let Some(place) = from {
+        let page = block_on(handle.scan_sessions(place, SessionFilter::default())).expect("the worker runs");
+        seen += page.records.len();
+        packets += page.records.iter().map(|record| record.packets_out + record.packets_in).sum::<u64>();
+        (from, pages) = (page.next, pages + 1);
+    }
+    assert_eq!((seen, packets), (sessions as usize, 20 * u64::from(sessions)));
+    assert!(pages > 8, "{pages}");
 
     let elsewhere = ExternalAddress { private: [192, 0, 2, 77].into(), public: None };
     let mut first = running();
