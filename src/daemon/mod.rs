@@ -191,7 +191,7 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
     tokio::pin!(stopped);
     let mut cloud = running.cloud.watch();
     let mut readiness = Readiness::default();
-    let mut ticks = interval(TICK);
+    let mut ticks = interval(TICK_UNTIL_READY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -199,19 +199,24 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
             _ = hang_up.recv() => running.reload().await,
             Ok(()) = cloud.changed() => running.follow_cloud().await,
             () = &mut stopped => return Err(Error::WorkerEnded),
-            _ = ticks.tick() => watch_readiness(&handle, &mut readiness).await,
+            _ = ticks.tick() => {
+                let ready = watch_readiness(&handle, &mut readiness).await;
+                ticks.reset_after(if ready { TICK } else { TICK_UNTIL_READY });
+            }
         }
     }
 }
 
-async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) {
+/// Gives whether it is ready.
+async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) -> bool {
     // That the worker has gone is told by `Handle::stopped`.
-    let Ok(snapshot) = handle.snapshot().await else { return };
+    let Ok(snapshot) = handle.snapshot().await else { return false };
     match readiness.update(snapshot.uptime, &snapshot.not_ready) {
         Some(Change::Ready) => tracing::info!("ready"),
         Some(Change::NotReady) => tracing::warn!(reasons = snapshot.not_ready.join("; "), "not ready"),
         None => {}
     }
+    snapshot.not_ready.is_empty()
 }
 
 /// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
@@ -322,8 +327,9 @@ fn lines(items: &[impl std::fmt::Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// How often readiness is looked at.
-const TICK: Duration = Duration::from_millis(250);
+/// How often readiness is looked at: each look wakes three threads.
+const TICK: Duration = Duration::from_secs(1);
+const TICK_UNTIL_READY: Duration = Duration::from_millis(250);
 
 /// How long the worker, and then the runtime, may take to stop.
 const STOP_TIME: Duration = Duration::from_millis(450);
