@@ -88,13 +88,13 @@ fn drained_server_gets_no_connections_until_it_is_wanted_again() -> Result {
 fn reload_keeps_forwarded_connections_and_opens_what_is_new() -> Result {
     let lab = Lab::new(Options::default())?;
     let [one, _other] = servers(&lab)?;
-    one.put("large", 8 << 20)?;
+    one.put("large", LARGE)?;
     let first = config(&lab, "").replace(&format!(", \"{}:5000\"", Lab::client_address(2)), "");
     let mut egret = Egret::start(lab.nat(), &first)?;
     lab.nat().wait_for("health", || Ok(states(&egret)? == ["healthy"]))?;
     let mut download = lab
         .internet()
-        .spawn(&format!("curl -sS --max-time 20 --limit-rate 4M --output got http://{PUBLIC}:5000/large"))?;
+        .spawn(&format!("curl -sS --max-time 20 --limit-rate 16M --output got http://{PUBLIC}:5000/large"))?;
     lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
     egret.reload(
         &first.replace("name = \"api\"\nlisten = \"0.0.0.0:5000\"", "name = \"api\"\nlisten = \"nonsense\""),
@@ -120,14 +120,14 @@ fn reload_keeps_forwarded_connections_and_opens_what_is_new() -> Result {
 fn stopping_lets_a_forwarded_download_end() -> Result {
     let lab = Lab::new(Options::default())?;
     let [one, _other] = servers(&lab)?;
-    one.put("large", 4 << 20)?;
+    one.put("large", LARGE)?;
     let mut egret = Egret::start(lab.nat(), &config(&lab, ""))?;
     wait_states(&lab, &egret, ["healthy", "healthy"])?;
     let target = format!("{}:5000", Lab::client_address(2));
     assert!(egret.command(&["drain", "api", &target])?.status.success());
     let mut download = lab
         .internet()
-        .spawn(&format!("curl -sS --max-time 20 --limit-rate 2M --output got http://{PUBLIC}:5000/large"))?;
+        .spawn(&format!("curl -sS --max-time 20 --limit-rate 16M --output got http://{PUBLIC}:5000/large"))?;
     lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
     egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
     egret.process.wait_for_log("waiting for forwarded connections to end")?;
@@ -137,3 +137,6 @@ fn stopping_lets_a_forwarded_download_end() -> Result {
     assert!(egret.process.wait(Duration::from_secs(5))?.success());
     Ok(())
 }
+
+/// Much more than the buffers of all sockets on its way.
+const LARGE: usize = 64 << 20;
