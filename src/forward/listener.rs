@@ -273,21 +273,20 @@ impl Shared {
             && let Some(claim) = self.group.claim(client, &tried)
         {
             let attempt = timeout(config.connect_timeout, TcpStream::connect(claim.target)).await;
-            let failure = match attempt {
+            match attempt {
                 Ok(Ok(stream)) => {
                     claim.connected(Ok(()));
                     return Some((stream, claim));
                 }
                 Ok(Err(error)) => match connect_error(&error) {
-                    Some(failure) => failure,
+                    Some(failure) => claim.connected(Err(failure)),
+                    // Of this host, such as no port left towards this target: another one has its own.
                     None => {
-                        tracing::warn!(listener = config.name, %error, "connection to a target cannot be made");
-                        return None;
+                        tracing::debug!(listener = config.name, target = %claim.target, %error, "cannot connect");
                     }
                 },
-                Err(_) => CheckError::TimedOut,
-            };
-            claim.connected(Err(failure));
+                Err(_) => claim.connected(Err(CheckError::TimedOut)),
+            }
             tried.push(claim.target);
         }
         None
