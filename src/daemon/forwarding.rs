@@ -49,22 +49,28 @@ impl Forwarding {
     /// their deregistration delay. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The system's randomness, or a configuration that is not usable, of which [`crate::config`] lets none through.
-    /// Listeners before it are changed then.
+    /// The system's randomness, or a configuration that is not usable, of which [`crate::config`] lets none through. The
+    /// listener that it is about stays as it was, or is not there; the others are as wanted.
     pub(super) fn adopt(&self, prepared: Prepared) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut running = self.lock();
         let mut left = std::mem::take(&mut *running);
+        let mut outcome = Ok(());
         for (config, socket) in prepared.0 {
             let (listen, grace) = (config.listen, config.group.deregistration_delay);
             let listener = match (left.remove(&listen), socket) {
                 (Some(there), _) => {
-                    there.listener.reconfigure(config)?;
+                    if let Err(error) = there.listener.reconfigure(config) {
+                        outcome = Err(error.into());
+                    }
                     there.listener
                 }
-                (None, Some(socket)) => {
-                    tracing::info!(listener = config.name, %listen, targets = config.targets.len(), "listening");
-                    Listener::start(config, socket, Arc::clone(&self.pipes), datapath::random_seed()?)?
-                }
+                (None, Some(socket)) => match self.start(config, socket) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        outcome = Err(error);
+                        continue;
+                    }
+                },
                 (None, None) => continue,
             };
             running.insert(listen, Running { listener, grace });
@@ -73,7 +79,16 @@ impl Forwarding {
             tracing::info!(%listen, "listener closed, its connections may go on for a while");
             tokio::spawn(listener.stop(grace));
         }
-        Ok(())
+        outcome
+    }
+
+    fn start(
+        &self,
+        config: Config,
+        socket: TcpListener,
+    ) -> Result<Listener, Box<dyn std::error::Error + Send + Sync>> {
+        tracing::info!(listener = config.name, listen = %config.listen, targets = config.targets.len(), "listening");
+        Ok(Listener::start(config, socket, Arc::clone(&self.pipes), datapath::random_seed()?)?)
     }
 
     /// Takes no more connections, and lets those that are there go on for `grace`.
