@@ -113,6 +113,7 @@ pub fn resolve(config: &Config, host: &HostFacts) -> Result<Resolved, Vec<Resolv
         mss_clamp: config.nat.mss_clamp,
         answer_unsolicited_syn: config.nat.answer_unsolicited_syn,
         static_mappings: Vec::new(),
+        services: Vec::new(),
         offload_after: None,
     };
     let datapath = datapath::Config {

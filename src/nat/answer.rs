@@ -1,6 +1,5 @@
 //! Saying no to those who should hear it: RST and ICMP errors, within bounds.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::Engine;
@@ -38,7 +37,10 @@ impl Engine {
         reason: DropReason,
     ) -> Option<Vec<u8>> {
         let error = match (reason, side) {
-            (DropReason::TcpNoSession, Side::Internal) => return self.reset(now, headers),
+            // From outside it is to a service.
+            (DropReason::TcpNoSession | DropReason::NotAdmitted | DropReason::NoTarget, _) => {
+                return self.reset(now, headers);
+            }
             (DropReason::TtlExceeded, _) => IcmpError::TimeExceeded,
             (DropReason::TooBig, _) => IcmpError::FragmentationNeeded { mtu: self.mtu_ahead(side, headers) },
             // RFC 5508 REQ-8. Who opens too fast is left to try again.
@@ -64,7 +66,7 @@ impl Engine {
         Some(icmp::error(error, source, headers.source, packet.bytes))
     }
 
-    /// Tells an internal host that its connection is not known here, as a managed NAT gateway does.
+    /// Tells a host that its connection is not known here, as a managed NAT gateway does.
     fn reset(&mut self, now: Instant, headers: &Headers) -> Option<Vec<u8>> {
         let Transport::Tcp(segment) = headers.transport else { return None };
         if segment.has(TcpFlags::RST) {
@@ -121,12 +123,10 @@ impl Engine {
     }
 
     fn mtu_ahead(&self, side: Side, headers: &Headers) -> u16 {
-        let to_external = side == Side::Internal && self.is_remote(headers.destination);
+        // What is for us turns round, or goes on to a client that its target does not see.
+        let to_external = side == Side::Internal
+            && (self.pool.find(headers.destination).is_none() || self.services.clients > 0);
         self.mtu(if to_external { Side::External } else { Side::Internal })
-    }
-
-    fn is_remote(&self, address: Ipv4Addr) -> bool {
-        self.pool.find(address).is_none()
     }
 }
 

@@ -38,6 +38,7 @@ pub struct Config {
     /// silence.
     pub answer_unsolicited_syn: bool,
     pub static_mappings: Vec<StaticMapping>,
+    pub services: Vec<Service>,
     /// Hand a session with traffic both ways to the fast path after this many of its packets; `None`: there is no
     /// fast path.
     pub offload_after: Option<u16>,
@@ -61,6 +62,7 @@ impl Default for Config {
             mss_clamp: None,
             answer_unsolicited_syn: false,
             static_mappings: Vec::new(),
+            services: Vec::new(),
             offload_after: None,
         }
     }
@@ -81,6 +83,8 @@ pub enum ConfigError {
     Mtu(&'static str, u16),
     #[error("static mapping of {0} is not at an external address")]
     StaticMapping(Endpoint),
+    #[error("service {0} is not at an external address")]
+    Service(Endpoint),
 }
 
 impl Config {
@@ -116,8 +120,11 @@ impl Config {
         let is_ours = |endpoint: Endpoint| {
             self.external_addresses.iter().any(|address| address.private == endpoint.address)
         };
-        match self.static_mappings.iter().find(|mapping| !is_ours(mapping.external)) {
-            Some(mapping) => Err(ConfigError::StaticMapping(mapping.external)),
+        if let Some(mapping) = self.static_mappings.iter().find(|mapping| !is_ours(mapping.external)) {
+            return Err(ConfigError::StaticMapping(mapping.external));
+        }
+        match self.services.iter().find(|service| !is_ours(service.external)) {
+            Some(service) => Err(ConfigError::Service(service.external)),
             None => Ok(()),
         }
     }
@@ -240,6 +247,18 @@ pub struct StaticMapping {
     /// The private external address and a port; the port need not lie in the port range.
     pub external: Endpoint,
     pub internal: Endpoint,
+}
+
+/// An external TCP endpoint whose connections go to one of several targets each: see [`super::Balancer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The private external address and a port; the port need not lie in the port range.
+    pub external: Endpoint,
+    /// Targets see the client's own address, and answer by way of this NAT. Otherwise they see an external address of
+    /// ours, and may have another way out.
+    pub preserve_client_ip: bool,
+    /// A client that asks again after this long, and had no answer, gets another target.
+    pub connect_timeout: Duration,
 }
 
 const MOST_ADDRESSES: usize = 256;

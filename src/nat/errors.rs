@@ -2,8 +2,9 @@
 //! of the quoted packet, which is neither refreshed nor ended.
 
 use super::Engine;
-use super::event::{DropReason, Verdict};
-use super::translate::remote_endpoint;
+use super::event::{DropReason, Side, Verdict};
+use super::table::Role;
+use super::translate::{forwarded, remote_endpoint};
 use crate::wire::{Embedded, Endpoint, Headers, Packet, Protocol};
 
 impl Engine {
@@ -23,11 +24,15 @@ impl Engine {
             return Err(DropReason::IcmpNoSession);
         }
         let remote = remote_endpoint(quoted.protocol, quoted.destination);
-        let session = self
-            .table
-            .inbound(quoted.protocol, quoted.source, remote)
-            .and_then(|id| self.table.sessions.get(id))
-            .ok_or(DropReason::IcmpNoSession)?;
+        let find = |id| self.table.sessions.get(id);
+        let Some(session) = self.table.inbound(quoted.protocol, quoted.source, remote).and_then(find) else {
+            // It may be on its way to a client that its target does not see.
+            let client = self.table.outbound(quoted.protocol, remote, quoted.source).and_then(find);
+            let client =
+                client.filter(|client| client.role == Role::Client).ok_or(DropReason::IcmpNoSession)?;
+            let (external, remote) = (client.external, client.remote);
+            return self.error_hairpin(packet, headers, embedded, Side::External, external, remote);
+        };
         if headers.ttl <= 1 {
             return Err(DropReason::TtlExceeded);
         }
@@ -68,7 +73,7 @@ impl Engine {
         }
         let external = session.external;
         if session.hairpin {
-            return self.error_hairpin(packet, headers, embedded, external, remote);
+            return self.error_hairpin(packet, headers, embedded, Side::Internal, external, remote);
         }
         let addresses = (external.address, headers.destination);
         packet.translate_error(headers, embedded, addresses, (quoted.source, external), external.port);
@@ -83,19 +88,29 @@ impl Engine {
         packet: &mut Packet<'_>,
         headers: &Headers,
         embedded: &Embedded,
+        from: Side,
         external: Endpoint,
         remote: Endpoint,
     ) -> Result<Verdict, DropReason> {
+        if headers.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
         let protocol: Protocol = embedded.tuple.protocol;
-        let (to, from) = self.turn_round(external, remote).ok_or(DropReason::IcmpNoSession)?;
+        let (to, near) = self.turn_round(external, remote).ok_or(DropReason::IcmpNoSession)?;
         let session = self
-            .hairpinned(protocol, to, from)
+            .hairpinned(protocol, to, near)
             .and_then(|id| self.table.sessions.get(id))
             .ok_or(DropReason::IcmpNoSession)?;
-        let from = session.remote;
-        let addresses = (from.address, session.internal.address);
-        packet.translate_error(headers, embedded, addresses, (session.internal, from), session.internal.port);
+        let (internal, near) = (session.internal, session.remote);
+        let verdict = forwarded(from, session.near());
+        packet.translate_error(
+            headers,
+            embedded,
+            (near.address, internal.address),
+            (internal, near),
+            internal.port,
+        );
         self.counters.icmp_errors += 1;
-        Ok(Verdict::Hairpin)
+        Ok(verdict)
     }
 }

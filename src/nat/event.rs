@@ -70,6 +70,12 @@ pub enum CloseReason {
     Reopened,
     /// Its external address left the configuration.
     AddressRemoved,
+    /// A target that has not answered was left for another one.
+    Unanswered,
+    /// No target took it.
+    Refused,
+    /// Its target was taken out of service, and both ends were told.
+    Cut,
 }
 
 /// How a session stands.
@@ -177,7 +183,7 @@ drop_reasons! {
     NoSession = "no_session",
     /// A mapping, but the filter does not let this remote in.
     Filtered = "filtered",
-    /// TCP from inside without a session.
+    /// TCP from inside, or to a service, without a session.
     TcpNoSession = "tcp_no_session",
     /// An RST outside of the window (RFC 7857 section 2.2).
     RstOutOfWindow = "rst_out_of_window",
@@ -199,6 +205,10 @@ drop_reasons! {
     FragmentLimit = "fragment_limit",
     /// The first fragment did not come in time.
     FragmentTimeout = "fragment_timeout",
+    /// To a service, by a client that may not, or not that often.
+    NotAdmitted = "not_admitted",
+    /// To a service that has no target for it.
+    NoTarget = "no_target",
     /// An ICMP error about a packet that no session sent.
     IcmpNoSession = "icmp_no_session",
     /// An ICMP message that a NAT does not pass (RFC 5508 REQ-10 and REQ-11).

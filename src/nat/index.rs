@@ -74,9 +74,19 @@ impl<C: Chain> Index<C> {
 
     /// An entry with `key`; of several, any.
     pub fn find(&self, slab: &Slab<C::Entry>, key: Key) -> Option<Id> {
+        self.find_among(slab, key, |_| true)
+    }
+
+    /// An entry with `key` that is the wanted one.
+    pub fn find_among(
+        &self,
+        slab: &Slab<C::Entry>,
+        key: Key,
+        is_wanted: impl Fn(&C::Entry) -> bool,
+    ) -> Option<Id> {
         let mut id = *self.heads.at(self.bucket(key));
         while let Some(entry) = slab.get(id) {
-            if C::key(entry) == key {
+            if C::key(entry) == key && is_wanted(entry) {
                 return Some(id);
             }
             id = C::next(entry);

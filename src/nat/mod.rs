@@ -5,7 +5,7 @@
 //! packet makes it panic, and every table has a limit.
 //!
 //! A packet's way: [`Engine::handle_packet`] parses it, `translate` finds its session and rewrites it, `open`
-//! makes a session if it may, `errors` does the same for ICMP errors, and `answer` says no to those who should
+//! makes a session if it may (`service`, if it is a target's), `errors` does the same for ICMP errors, and `answer` says no to those who should
 //! hear it. `offload` gives sessions that last to a fast path, if there is one, and takes them home again.
 
 mod answer;
@@ -19,6 +19,7 @@ mod offload;
 mod open;
 mod ports;
 mod random;
+mod service;
 mod slab;
 mod table;
 mod tcp;
@@ -30,13 +31,14 @@ use std::collections::{HashMap, VecDeque};
 use siphasher::sip::SipHasher13;
 
 pub use config::{
-    Config, ConfigError, ExternalAddress, FilteringBehaviour, Limits, MappingBehaviour, OnExhaustion,
+    Config, ConfigError, ExternalAddress, FilteringBehaviour, Limits, MappingBehaviour, OnExhaustion, Service,
     StaticMapping, Timeouts,
 };
 pub use event::{
     CloseReason, Counters, DropReason, Event, SessionRecord, SessionState, Side, Traffic, Transmit, Verdict,
 };
 pub use offload::{Flow, FlowKeys, FlowPair, Offload, Removal, TcpMarks, Usage};
+pub use service::{Answer, Balancer, Closed, Refusal};
 pub use tcp::TcpState;
 
 use crate::time::Instant;
@@ -47,6 +49,7 @@ use hosts::{Hosts, Keyed};
 use index::Secret;
 use ports::Pool;
 use random::{Identifications, Random};
+use service::Services;
 use slab::Id;
 use table::{Carrier, Session, Table};
 
@@ -58,6 +61,7 @@ pub struct Engine {
     hosts: Hosts,
     pool: Pool,
     statics: Statics,
+    services: Services,
     fragments: Fragments,
     identifications: Identifications,
     random: Random,
@@ -92,6 +96,7 @@ impl Engine {
             hosts: Hosts::new(Keyed(keyed)),
             pool: Pool::new(&config),
             statics: Statics::new(&config, Keyed(keyed)),
+            services: Services::new(&config, Keyed(keyed)),
             fragments: Fragments::new(Keyed(keyed)),
             identifications: Identifications::new(keyed),
             random: Random::new(keyed),
@@ -124,6 +129,7 @@ impl Engine {
         self.recall(0, u32::MAX);
         self.pool = Pool::new(&config);
         self.statics = Statics::new(&config, self.hosts.keyed());
+        self.services.configure(&config);
         self.config = config;
         self.fragments.clear();
         self.forget_held_syns();
@@ -210,6 +216,7 @@ impl Engine {
         let in_vain = self.fragments.handle_timeout(now);
         self.counters.drops[DropReason::FragmentTimeout as usize] += in_vain;
         self.answer_held_syns(now);
+        self.look_after_services(now);
     }
 
     /// When [`Self::handle_timeout`] must be called next; `None` while nothing waits for time to pass.
@@ -217,7 +224,7 @@ impl Engine {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let session = self.table.wheel.next().map(wheel::instant);
         let syn = self.held_syns.front().map(|held| held.due);
-        [session, self.fragments.poll_timeout(), syn].into_iter().flatten().min()
+        [session, self.fragments.poll_timeout(), syn, self.services.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The next packet to send. Ask until there is none after each call that handles something.
@@ -322,6 +329,7 @@ impl Engine {
         self.hosts.closed(session.internal.address, session.opened_by);
         self.counters.sessions_closed += 1;
         self.emit(Event::Closed(session.record(now), reason));
+        self.left_service(now, &session, reason);
         self.release(&session);
     }
 

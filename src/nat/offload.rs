@@ -63,7 +63,7 @@ pub struct Flow {
     /// What is to be written over their source and destination.
     pub source: Endpoint,
     pub destination: Endpoint,
-    /// Both internal: a hairpinned one.
+    /// Both internal: a hairpinned one. By which sides it comes and goes.
     pub from: Side,
     pub to: Side,
     /// The longest IPv4 packet to carry, in bytes; longer ones are the engine's.
@@ -235,11 +235,18 @@ impl Engine {
         );
         let id = match side {
             Side::Internal => self.table.outbound(Protocol::TCP, source, destination),
-            Side::External => self.table.inbound(Protocol::TCP, destination, source),
+            Side::External => self.table.inbound(Protocol::TCP, destination, source).or_else(|| {
+                // Of a client that its target does not see.
+                self.table.outbound(Protocol::TCP, source, destination)
+            }),
         };
         let session = id.and_then(|id| Some((id, self.table.sessions.get(id)?)));
         let Some((id, session)) = session else { return false };
-        let to = if side == Side::External || session.hairpin { Side::Internal } else { Side::External };
+        let other = if session.hairpin { self.other_end(session) } else { None };
+        let to = match other.and_then(|id| self.table.sessions.get(id)) {
+            Some(other) => other.near(),
+            None => side.opposite(),
+        };
         if session.carrier != Carrier::FastPath || !(is_odd || to_be_cut(self.mtu(to))) {
             return false;
         }
@@ -264,7 +271,7 @@ impl Engine {
     }
 
     /// Takes home a session, if it is in the fast path, and with it the other end of a hairpinned one.
-    fn bring_home(&mut self, id: Id, held: Option<(Side, Vec<u8>)>) {
+    pub(super) fn bring_home(&mut self, id: Id, held: Option<(Side, Vec<u8>)>) {
         let Some(session) = self.table.sessions.get(id) else { return };
         if session.carrier != Carrier::FastPath {
             return;
@@ -333,7 +340,7 @@ impl Engine {
 
     /// The session by which what a hairpinned session sends comes in, if it is the one that will always be taken:
     /// [`Engine::hairpinned`] puts up with another form of the sender's address, until there is one with this.
-    fn other_end(&self, session: &Session) -> Option<Id> {
+    pub(super) fn other_end(&self, session: &Session) -> Option<Id> {
         let (to, from) = self.turn_round(session.external, session.remote)?;
         self.table.inbound(session.protocol, to, from)
     }
@@ -368,9 +375,16 @@ impl Engine {
             && other.is_steady()
             && self.other_end(other) == Some(id)
             && other.connection.marks() == (marks_back, marks_out);
-        let (to, mtu) = (Side::Internal, self.config.internal_mtu);
-        let out = Flow { source: other.remote, destination: other.internal, to, mtu, ..out };
-        let back = Flow { from: Side::Internal, ..back };
+        let (near, far) = (session.near(), other.near());
+        let out = Flow {
+            source: other.remote,
+            destination: other.internal,
+            from: near,
+            to: far,
+            mtu: self.mtu(far),
+            ..out
+        };
+        let back = Flow { from: far, to: near, mtu: self.mtu(near), ..back };
         fits.then_some((FlowPair { out, back }, Some(other_id)))
     }
 }

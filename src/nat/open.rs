@@ -6,7 +6,7 @@ use super::config::{FilteringBehaviour, MappingBehaviour, OnExhaustion};
 use super::event::{DropReason, Event, SessionState, Side};
 use super::ports::{Parity, PortMap};
 use super::slab::Id;
-use super::table::{Mapping, Session, SessionKey};
+use super::table::{Mapping, Role, Session, SessionKey};
 use super::tcp::TcpState;
 use super::{Engine, translate};
 use crate::time::Instant;
@@ -26,7 +26,12 @@ impl Engine {
             // Without ports nothing tells which internal address is meant.
             return Err(DropReason::NoSession);
         }
-        let paired = self.admit(now, internal, Side::Internal)?;
+        let mut paired = self.admit(now, internal, Side::Internal)?;
+        let role = if self.is_internal(internal.address) { Role::Plain } else { Role::Client };
+        if role == Role::Client {
+            // Its target answers to where the client has asked.
+            paired = Some(remote.address);
+        }
         let fixed = self.statics.by_internal.get(&(protocol, internal)).copied();
         let independent = self.config.mapping == MappingBehaviour::EndpointIndependent || fixed.is_some();
         let known = if independent { self.table.mapping_of(protocol, internal) } else { None };
@@ -42,7 +47,8 @@ impl Engine {
                 self.insert_mapping(Mapping::new(protocol, internal, external, shared))
             }
         };
-        Ok(self.open(now, mapping, remote, Side::Internal))
+        self.services.clients += u32::from(role == Role::Client);
+        Ok(self.open(now, mapping, remote, Side::Internal, role))
     }
 
     /// Opens a session that a remote begins, if a static mapping or endpoint-independent filtering lets it.
@@ -63,7 +69,8 @@ impl Engine {
             let mapped = self.table.mapping_at(protocol, external).is_some();
             return Err(if mapped { DropReason::Filtered } else { DropReason::NoSession });
         };
-        if fixed.is_none() && self.config.filtering != FilteringBehaviour::EndpointIndependent {
+        let open_to_all = self.config.filtering == FilteringBehaviour::EndpointIndependent;
+        if fixed.is_none() && !(open_to_all && self.is_internal(internal.address)) {
             return Err(DropReason::Filtered);
         }
         if !translate::may_open(headers) {
@@ -79,11 +86,16 @@ impl Engine {
             .or_else(|| self.table.mapping_of(protocol, internal))
             .filter(|&id| self.table.mappings.get(id).is_some_and(is_it))
             .unwrap_or_else(|| self.insert_mapping(Mapping::new(protocol, internal, external, true)));
-        Ok(self.open(now, mapping, remote, Side::External))
+        Ok(self.open(now, mapping, remote, Side::External, Role::Plain))
     }
 
     /// Gives the external address that `internal` is paired with, if any.
-    fn admit(&mut self, now: Instant, internal: Endpoint, side: Side) -> Result<Option<Ipv4Addr>, DropReason> {
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        internal: Endpoint,
+        side: Side,
+    ) -> Result<Option<Ipv4Addr>, DropReason> {
         if self.table.sessions.len() >= self.config.limits.sessions {
             return Err(DropReason::SessionLimit);
         }
@@ -101,7 +113,7 @@ impl Engine {
         self.table.inbound(protocol, external, remote).is_none()
     }
 
-    fn insert_mapping(&mut self, mapping: Mapping) -> Id {
+    pub(super) fn insert_mapping(&mut self, mapping: Mapping) -> Id {
         if let Some(address) = self.pool.find_mut(mapping.external.address) {
             address.mappings += 1;
             if let Some(ports) = address.ports_mut(mapping.protocol) {
@@ -160,13 +172,14 @@ impl Engine {
         Ok(shared)
     }
 
-    fn open(&mut self, now: Instant, mapping: Id, remote: Endpoint, side: Side) -> Id {
+    pub(super) fn open(&mut self, now: Instant, mapping: Id, remote: Endpoint, side: Side, role: Role) -> Id {
         let Some(found) = self.table.mappings.get_mut(mapping) else { return super::slab::NONE };
         found.sessions += 1;
         let key =
             SessionKey { protocol: found.protocol, internal: found.internal, external: found.external, remote };
         let mut session = Session::new(now, &key, side);
         session.mapping = mapping;
+        session.role = role;
         session.hairpin = self.pool.find(remote.address).is_some();
         if key.protocol == Protocol::TCP {
             session.state = SessionState::Tcp(TcpState::SynSent);

@@ -72,7 +72,11 @@ impl PoolAddress {
             let fixed = config.static_mappings.iter().filter(move |mapping| {
                 mapping.protocol == protocol && mapping.external.address == address.private
             });
-            hosts.chain(fixed.map(|mapping| mapping.external.port))
+            let services = config.services.iter().filter(move |service| {
+                protocol == Protocol::TCP && service.external.address == address.private
+            });
+            let fixed = fixed.map(|mapping| mapping.external.port);
+            hosts.chain(fixed).chain(services.map(|service| service.external.port))
         };
         Self {
             private: address.private,

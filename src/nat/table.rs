@@ -33,6 +33,9 @@ pub struct Session {
     /// The event [`super::Event::Established`] was given.
     pub established: bool,
     pub carrier: Carrier,
+    pub role: Role,
+    /// TCP: who has reset it.
+    pub reset_by: Option<Side>,
     /// Packets since it was opened, has come home, or was refused by the fast path; saturates.
     pub seen: u16,
     pub opened_at: Instant,
@@ -55,6 +58,8 @@ impl Session {
             hairpin: false,
             established: false,
             carrier: Carrier::Engine,
+            role: Role::Plain,
+            reset_by: None,
             seen: 0,
             mapping: NONE,
             next_by_internal: NONE,
@@ -117,6 +122,14 @@ impl Session {
         self.last_use = self.last_use.max(wheel::tick(usage.last_use));
     }
 
+    /// The side that its internal endpoint is on.
+    pub const fn near(&self) -> Side {
+        match self.role {
+            Role::Client => Side::External,
+            Role::Plain | Role::Served => Side::Internal,
+        }
+    }
+
     /// Whether plain data is all that is to be expected of it: TCP or UDP, with traffic both ways.
     pub const fn is_steady(&self) -> bool {
         match self.state {
@@ -165,6 +178,17 @@ pub enum Carrier {
     FastPath,
     /// The engine again, once the flows have come home.
     Returning,
+}
+
+/// What a session has to do with a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Plain,
+    /// Its internal endpoint is the target that was chosen for it.
+    Served,
+    /// Its internal endpoint is an outside client, who is kept from the target's eyes: beside it there is the served
+    /// session, as of two internal hosts that hairpin.
+    Client,
 }
 
 impl Timed for Session {
@@ -257,6 +281,12 @@ impl Table {
     /// The mapping at an external endpoint, unless several share it.
     pub fn only_mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<Id> {
         self.mappings_by_external.find_only(&self.mappings, Key::one(protocol, external))
+    }
+
+    /// The mapping of an internal endpoint at an external endpoint that several share.
+    pub fn mapping_between(&self, protocol: Protocol, internal: Endpoint, external: Endpoint) -> Option<Id> {
+        let is_it = |mapping: &Mapping| mapping.internal == internal;
+        self.mappings_by_external.find_among(&self.mappings, Key::one(protocol, external), is_it)
     }
 
     pub fn insert_mapping(&mut self, mapping: Mapping) -> Id {

@@ -2,7 +2,9 @@
 
 use super::event::{DropReason, Event, Side, Transmit, Verdict};
 use super::fragments::{Arrival, DatagramKey, Route};
+use super::service::Answer;
 use super::slab::Id;
+use super::table::Role;
 use super::tcp::{Connection, Progress, TcpState};
 use super::{Engine, SessionState};
 use crate::nat::event::CloseReason;
@@ -47,15 +49,14 @@ impl Engine {
             None => self.open_outbound(now, protocol, internal, remote)?,
         };
         let session = self.table.sessions.get(id).ok_or(DropReason::NoSession)?;
-        let (external, hairpin) = (session.external, session.hairpin);
-        let mtu = if hairpin { self.config.internal_mtu } else { self.config.external_mtu };
-        check_size(packet, headers, mtu)?;
-        self.advance(now, id, Side::Internal, packet, headers)?;
-        if hairpin {
-            let verdict = self.hairpin(now, packet, headers, external, remote)?;
+        let external = session.external;
+        if session.hairpin {
+            let verdict = self.hairpin(now, packet, headers, Side::Internal, id)?;
             self.offer(id);
             return Ok(verdict);
         }
+        check_size(packet, headers, self.config.external_mtu)?;
+        self.advance(now, id, Side::Internal, packet, headers)?;
         self.offer(id);
         let translation =
             Translation { source: external, destination, identifier: external.port, side: Side::External };
@@ -80,9 +81,15 @@ impl Engine {
         let FiveTuple { protocol, source, destination: external } =
             headers.tuple().ok_or(DropReason::NoSession)?;
         let remote = remote_endpoint(protocol, source);
-        let id = match self.table.inbound(protocol, external, remote) {
-            Some(id) => id,
-            None => self.open_inbound(now, headers, external, remote).inspect_err(|_| {
+        let known = self.table.inbound(protocol, external, remote);
+        let service = self.service(protocol, external);
+        if known.is_none() && self.is_hidden(service, remote, external) {
+            return self.inbound_hidden(now, packet, headers, remote, external);
+        }
+        let id = match (service, known) {
+            (Some(service), _) => self.served(now, headers, &service, known, remote, remote)?,
+            (None, Some(id)) => id,
+            (None, None) => self.open_inbound(now, headers, external, remote).inspect_err(|_| {
                 self.hold_syn(now, packet, headers, external, remote);
             })?,
         };
@@ -98,28 +105,33 @@ impl Engine {
         Ok(self.send(packet, headers, Side::External, translation))
     }
 
-    /// A packet of the session of `external` with `remote`, which is an external endpoint of ours: in by that
-    /// one's session (RFC 4787 REQ-9). The receiver sees the sender's external endpoint in the form, private or
-    /// public, in which the sender has addressed the receiver.
-    fn hairpin(
+    /// A packet of a session with an external endpoint of ours: in by that one's session (RFC 4787 REQ-9). The receiver
+    /// sees the sender's external endpoint in the form, private or public, in which the sender has addressed the
+    /// receiver. `from` is the side that it came by.
+    pub(super) fn hairpin(
         &mut self,
         now: Instant,
         packet: &mut Packet<'_>,
         headers: &Headers,
-        external: Endpoint,
-        remote: Endpoint,
+        from: Side,
+        id: Id,
     ) -> Result<Verdict, DropReason> {
-        let (to, from) = self.turn_round(external, remote).ok_or(DropReason::NoSession)?;
-        let id = match self.hairpinned(headers.protocol, to, from) {
-            Some(id) => id,
-            None => self.open_inbound(now, headers, to, from)?,
-        };
-        self.advance(now, id, Side::External, packet, headers)?;
         let session = self.table.sessions.get(id).ok_or(DropReason::NoSession)?;
-        let (source, destination) = (session.remote, session.internal);
-        let translation =
-            Translation { source, destination, identifier: destination.port, side: Side::Internal };
-        Ok(self.send(packet, headers, Side::Internal, translation))
+        let sender = session.internal;
+        let (to, remote) = self.turn_round(session.external, session.remote).ok_or(DropReason::NoSession)?;
+        let known = self.hairpinned(headers.protocol, to, remote);
+        let other = match (self.service(headers.protocol, to), known) {
+            (Some(service), _) => self.served(now, headers, &service, known, remote, sender)?,
+            (None, Some(id)) => id,
+            (None, None) => self.open_inbound(now, headers, to, remote)?,
+        };
+        let receiver = self.table.sessions.get(other).ok_or(DropReason::NoSession)?;
+        let (source, destination, side) = (receiver.remote, receiver.internal, receiver.near());
+        check_size(packet, headers, self.mtu(side))?;
+        self.advance(now, id, Side::Internal, packet, headers)?;
+        self.advance(now, other, Side::External, packet, headers)?;
+        let translation = Translation { source, destination, identifier: destination.port, side };
+        Ok(self.send(packet, headers, from, translation))
     }
 
     /// How the other end of a hairpinned session sees it: its own external endpoint in the private form, and
@@ -217,6 +229,13 @@ impl Engine {
         if session.state == before {
             return Ok(());
         }
+        if session.state == SessionState::Tcp(TcpState::Reset) {
+            session.reset_by = Some(side);
+        }
+        let is_answer = session.role == Role::Served
+            && side == Side::Internal
+            && before == SessionState::Tcp(TcpState::SynSent);
+        let answer = is_answer.then_some((session.external, session.internal, reset));
         let newly = !session.established
             && matches!(session.state, SessionState::Replied | SessionState::Tcp(TcpState::Established));
         if newly {
@@ -224,6 +243,10 @@ impl Engine {
             let record = session.record(now);
             self.counters.sessions_established += 1;
             self.emit(Event::Established(record));
+        }
+        if let Some((service, target, refused)) = answer {
+            let answer = if refused { Answer::Refused } else { Answer::Accepted };
+            self.answered(now, service, target, answer);
         }
         self.table.rearm(id, &self.config.timeouts);
         Ok(())
@@ -238,6 +261,7 @@ impl Engine {
         session.opened_at = now;
         session.established = false;
         session.seen = 0;
+        session.reset_by = None;
         (session.packets_out, session.bytes_out, session.packets_in, session.bytes_in) = (0, 0, 0, 0);
         let opener = std::mem::replace(&mut session.opened_by, side);
         let (internal, record) = (session.internal.address, session.record(now));

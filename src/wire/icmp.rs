@@ -7,7 +7,7 @@ use pnet_packet::ipv4::MutableIpv4Packet;
 use pnet_packet::tcp::{MutableTcpPacket, TcpFlags};
 
 use super::headers::{DONT_FRAGMENT, ICMP_HEADER, IP_HEADER, TCP_HEADER};
-use super::{Headers, Protocol, TcpSegment, checksum};
+use super::{Endpoint, Headers, Protocol, TcpSegment, checksum};
 
 /// An ICMP error that Egret itself sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,20 +50,32 @@ pub fn error(error: IcmpError, source: Ipv4Addr, destination: Ipv4Addr, original
 /// destination.
 #[must_use]
 pub fn reset(headers: &Headers, segment: &TcpSegment) -> Vec<u8> {
-    let mut packet = ip_packet(Protocol::TCP, 0, headers.destination, headers.source, TCP_HEADER);
+    let source = Endpoint::new(headers.destination, segment.destination);
+    let destination = Endpoint::new(headers.source, segment.source);
+    if segment.has(TcpFlags::ACK) {
+        tcp_reset(source, destination, segment.acknowledgement, None)
+    } else {
+        tcp_reset(source, destination, 0, Some(segment.sequence.wrapping_add(segment.length)))
+    }
+}
+
+/// An RST in the name of `source`, with the sequence number that `destination` expects next.
+#[must_use]
+pub fn reset_of(source: Endpoint, destination: Endpoint, sequence: u32) -> Vec<u8> {
+    tcp_reset(source, destination, sequence, None)
+}
+
+fn tcp_reset(source: Endpoint, destination: Endpoint, sequence: u32, acknowledgement: Option<u32>) -> Vec<u8> {
+    let mut packet = ip_packet(Protocol::TCP, 0, source.address, destination.address, TCP_HEADER);
     if let Some(mut tcp) = MutableTcpPacket::new(&mut packet[IP_HEADER..]) {
-        tcp.set_source(segment.destination);
-        tcp.set_destination(segment.source);
-        if segment.has(TcpFlags::ACK) {
-            tcp.set_sequence(segment.acknowledgement);
-            tcp.set_flags(TcpFlags::RST);
-        } else {
-            tcp.set_acknowledgement(segment.sequence.wrapping_add(segment.length));
-            tcp.set_flags(TcpFlags::RST | TcpFlags::ACK);
-        }
+        tcp.set_source(source.port);
+        tcp.set_destination(destination.port);
+        tcp.set_sequence(sequence);
+        tcp.set_acknowledgement(acknowledgement.unwrap_or(0));
+        tcp.set_flags(TcpFlags::RST | if acknowledgement.is_some() { TcpFlags::ACK } else { 0 });
         tcp.set_data_offset(5);
         let checksum =
-            pnet_packet::tcp::ipv4_checksum(&tcp.to_immutable(), &headers.destination, &headers.source);
+            pnet_packet::tcp::ipv4_checksum(&tcp.to_immutable(), &source.address, &destination.address);
         tcp.set_checksum(checksum);
     }
     packet

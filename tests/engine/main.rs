@@ -21,6 +21,7 @@ mod offload;
 mod pool;
 mod reconfigure;
 mod scale;
+mod services;
 mod static_mappings;
 #[path = "../support/mod.rs"]
 mod support;

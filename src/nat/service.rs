@@ -1,0 +1,366 @@
+//! Services: external endpoints whose connections go to one of several targets each.
+//!
+//! Which target that is, a [`Balancer`] says, who knows how they are; here its choice becomes a session. A target sees
+//! the client's own address, or, if the service does not preserve it, an external address of ours: then the client is
+//! treated as an internal host that hairpins, but for the side that it is on. So are clients within the VPC.
+//!
+//! A target that does not answer is left for another one when the client asks again. The connections of a target that
+//! is taken out of service end with a reset to both sides.
+
+use std::collections::HashMap;
+use std::mem;
+
+use super::event::{CloseReason, DropReason, SessionRecord, SessionState, Side, Transmit, Verdict};
+use super::hosts::Keyed;
+use super::slab::Id;
+use super::table::{Carrier, Mapping, Role, Session};
+use super::tcp::TcpState;
+use super::{Config, Engine, Service, translate};
+use crate::time::Instant;
+use crate::wire::icmp;
+use crate::wire::{Endpoint, Headers, Packet, Protocol, Transport};
+
+/// Has the targets of services. Services are named by their external endpoints.
+///
+/// It is asked on the way of a packet: nothing in it may wait.
+pub trait Balancer: std::fmt::Debug + Send {
+    /// Chooses the target of a connection that `client` opens, another than `avoid` if there is another. The
+    /// connection counts as one of the target's until [`Self::handle_closed`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn select(
+        &mut self,
+        now: Instant,
+        service: Endpoint,
+        client: Endpoint,
+        avoid: Option<Endpoint>,
+    ) -> Result<Endpoint, Refusal>;
+
+    /// Takes in how the target has taken a connection that it was chosen for.
+    fn handle_answer(&mut self, now: Instant, service: Endpoint, target: Endpoint, answer: Answer);
+
+    /// A connection to `target` has ended; without `how` it has not come to be.
+    fn handle_closed(&mut self, now: Instant, service: Endpoint, target: Endpoint, how: Option<&Closed>);
+
+    /// The next service and target whose connections are to be ended.
+    fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)>;
+
+    /// Does what is due by `now`, and takes in what it was sent. May be called at any time.
+    fn handle_timeout(&mut self, now: Instant);
+
+    /// When [`Self::handle_timeout`] must be called next.
+    fn poll_timeout(&self) -> Option<Instant>;
+}
+
+/// Why a connection gets no target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The client may not connect, or not that often, or too many are connected.
+    NotAdmitted,
+    /// There is none that serves.
+    NoTarget,
+}
+
+/// How a target has taken a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Accepted,
+    Refused,
+    /// Not at all, for as long as it was waited for.
+    Silent,
+}
+
+/// A connection that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed {
+    pub record: SessionRecord,
+    pub reason: CloseReason,
+    /// The side that has reset it, the internal one being the target's.
+    pub reset_by: Option<Side>,
+}
+
+/// The services, and the targets whose connections are being ended.
+#[derive(Debug)]
+pub struct Services {
+    by_external: HashMap<Endpoint, Service, Keyed>,
+    balancer: Box<dyn Balancer>,
+    /// Live sessions of [`Role::Client`].
+    pub clients: u32,
+    cutting: Option<Cutting>,
+}
+
+/// A walk through the table.
+#[derive(Debug)]
+struct Cutting {
+    /// Service and target.
+    what: Vec<(Endpoint, Endpoint)>,
+    next: Id,
+}
+
+impl Services {
+    pub fn new(config: &Config, keyed: Keyed) -> Self {
+        let mut services = Self {
+            by_external: HashMap::with_hasher(keyed),
+            balancer: Box::new(Nobody),
+            clients: 0,
+            cutting: None,
+        };
+        services.configure(config);
+        services
+    }
+
+    pub fn configure(&mut self, config: &Config) {
+        self.by_external.clear();
+        self.by_external.extend(config.services.iter().map(|service| (service.external, *service)));
+    }
+
+    /// When something is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let at_once = self.cutting.is_some().then_some(Instant::ORIGIN);
+        at_once.or_else(|| self.balancer.poll_timeout())
+    }
+
+    fn find(&self, protocol: Protocol, external: Endpoint) -> Option<Service> {
+        if self.by_external.is_empty() || protocol != Protocol::TCP {
+            return None;
+        }
+        self.by_external.get(&external).copied()
+    }
+}
+
+impl Engine {
+    /// Has `balancer` choose targets from now on, which has to know of every connection of the one before.
+    pub fn set_balancer(&mut self, balancer: Box<dyn Balancer>) {
+        self.services.balancer = balancer;
+    }
+
+    pub(super) fn service(&self, protocol: Protocol, external: Endpoint) -> Option<Service> {
+        self.services.find(protocol, external)
+    }
+
+    /// Whether a packet from outside belongs to a client that its target does not see.
+    pub(super) fn is_hidden(&self, service: Option<Service>, client: Endpoint, external: Endpoint) -> bool {
+        let has_session =
+            || self.services.clients > 0 && self.table.outbound(Protocol::TCP, client, external).is_some();
+        service.is_some_and(|service| !service.preserve_client_ip) || has_session()
+    }
+
+    /// A packet of a client that its target does not see: in by a session of its own, as an internal host's, and on
+    /// by the target's.
+    pub(super) fn inbound_hidden(
+        &mut self,
+        now: Instant,
+        packet: &mut Packet<'_>,
+        headers: &Headers,
+        client: Endpoint,
+        external: Endpoint,
+    ) -> Result<Verdict, DropReason> {
+        let known = self.table.outbound(headers.protocol, client, external);
+        if known.is_none() && !translate::may_open(headers) {
+            return Err(DropReason::TcpNoSession);
+        }
+        if headers.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let id = match known {
+            Some(id) => id,
+            None => self.open_outbound(now, headers.protocol, client, external)?,
+        };
+        let result = self.hairpin(now, packet, headers, Side::External, id);
+        if known.is_none() && result.is_err() {
+            self.end(now, id, CloseReason::Refused);
+        }
+        self.offer(id);
+        result
+    }
+
+    /// The session by which a packet goes to a target, `known` if there is one: opened if the packet opens a
+    /// connection, and anew if the target of the one there was has not answered for too long. The target sees `remote`
+    /// as its client, who is `client`.
+    pub(super) fn served(
+        &mut self,
+        now: Instant,
+        headers: &Headers,
+        service: &Service,
+        known: Option<Id>,
+        remote: Endpoint,
+        client: Endpoint,
+    ) -> Result<Id, DropReason> {
+        let Transport::Tcp(segment) = headers.transport else { return Err(DropReason::NoSession) };
+        let Some(id) = known else {
+            if !segment.is_opening() {
+                return Err(DropReason::TcpNoSession);
+            }
+            return self.open_served(now, service, remote, client, None);
+        };
+        let session = self.table.sessions.get(id).ok_or(DropReason::NoSession)?;
+        if !segment.is_opening() || session.role != Role::Served || session.carrier != Carrier::Engine {
+            return Ok(id);
+        }
+        let target = session.internal;
+        match session.state {
+            SessionState::Tcp(TcpState::SynSent) if now - session.opened_at >= service.connect_timeout => {
+                self.end(now, id, CloseReason::Unanswered);
+                self.open_served(now, service, remote, client, Some(target))
+            }
+            SessionState::Tcp(TcpState::Closing | TcpState::Reset) => {
+                self.end(now, id, CloseReason::Reopened);
+                self.open_served(now, service, remote, client, None)
+            }
+            _ => Ok(id),
+        }
+    }
+
+    fn open_served(
+        &mut self,
+        now: Instant,
+        service: &Service,
+        remote: Endpoint,
+        client: Endpoint,
+        avoid: Option<Endpoint>,
+    ) -> Result<Id, DropReason> {
+        let external = service.external;
+        let balancer = &mut self.services.balancer;
+        let target = balancer.select(now, external, client, avoid).map_err(|refusal| match refusal {
+            Refusal::NotAdmitted => DropReason::NotAdmitted,
+            Refusal::NoTarget => DropReason::NoTarget,
+        })?;
+        let admitted = if self.table.outbound(Protocol::TCP, target, remote).is_some() {
+            // Its answers to this client go to another service of the same target.
+            Err(DropReason::Filtered)
+        } else {
+            self.admit(now, target, Side::External)
+        };
+        if let Err(reason) = admitted {
+            self.services.balancer.handle_closed(now, external, target, None);
+            return Err(reason);
+        }
+        let mapping = match self.table.mapping_between(Protocol::TCP, target, external) {
+            Some(mapping) => mapping,
+            None => self.insert_mapping(Mapping::new(Protocol::TCP, target, external, false)),
+        };
+        Ok(self.open(now, mapping, remote, Side::External, Role::Served))
+    }
+
+    /// Tells the balancer that a target has answered.
+    pub(super) fn answered(&mut self, now: Instant, service: Endpoint, target: Endpoint, answer: Answer) {
+        self.services.balancer.handle_answer(now, service, target, answer);
+    }
+
+    /// Tells the balancer that a session has ended.
+    pub(super) fn left_service(&mut self, now: Instant, session: &Session, reason: CloseReason) {
+        match session.role {
+            Role::Plain => {}
+            Role::Client => self.services.clients = self.services.clients.saturating_sub(1),
+            Role::Served => {
+                let (service, target) = (session.external, session.internal);
+                let given_up = matches!(reason, CloseReason::Expired | CloseReason::Unanswered);
+                if given_up && session.state == SessionState::Tcp(TcpState::SynSent) {
+                    self.services.balancer.handle_answer(now, service, target, Answer::Silent);
+                }
+                let closed = Closed { record: session.record(now), reason, reset_by: session.reset_by };
+                self.services.balancer.handle_closed(now, service, target, Some(&closed));
+            }
+        }
+    }
+
+    /// Lets the balancer do what is due, and goes on with ending connections: some hundred places of the table a call.
+    pub(super) fn look_after_services(&mut self, now: Instant) {
+        self.services.balancer.handle_timeout(now);
+        if self.services.cutting.is_none() {
+            let what: Vec<_> = std::iter::from_fn(|| self.services.balancer.poll_cut()).collect();
+            self.services.cutting = (!what.is_empty()).then_some(Cutting { what, next: 0 });
+        }
+        let Some(mut cutting) = mem::take(&mut self.services.cutting) else { return };
+        let places = self.table.sessions.places();
+        let end = cutting.next.saturating_add(CUT_PLACES).min(places);
+        let mut away = false;
+        for id in cutting.next..end {
+            let Some(session) = self.table.sessions.get(id) else { continue };
+            if session.role != Role::Served || !cutting.what.contains(&(session.external, session.internal)) {
+                continue;
+            }
+            if session.carrier == Carrier::Engine {
+                self.cut(now, id);
+            } else {
+                // The next call finds it home.
+                self.bring_home(id, None);
+                away = true;
+            }
+        }
+        if !away {
+            cutting.next = end;
+        }
+        self.services.cutting = (cutting.next < places).then_some(cutting);
+    }
+
+    /// Ends a connection with a reset to both sides, but for a client whom nobody has answered: it asks again, and
+    /// gets another target.
+    fn cut(&mut self, now: Instant, id: Id) {
+        let Some(session) = self.table.sessions.get(id) else { return };
+        let (target, remote, external) = (session.internal, session.remote, session.external);
+        let is_open = match session.state {
+            SessionState::Tcp(state) => !matches!(state, TcpState::Closing | TcpState::Reset),
+            _ => false,
+        };
+        let is_answered = session.state != SessionState::Tcp(TcpState::SynSent);
+        let (from_target, from_client) = session.connection.marks();
+        let other = if session.hairpin { self.other_end(session) } else { None };
+        let client = match other.and_then(|id| self.table.sessions.get(id)) {
+            Some(client) => (client.remote, client.internal, client.near()),
+            None => (external, remote, Side::External),
+        };
+        if is_open && is_answered {
+            // With the sequence numbers that each side expects next (RFC 5961 section 3.2).
+            let to_target = icmp::reset_of(remote, target, from_target.acknowledged);
+            self.transmits.push_back(Transmit { side: Side::Internal, packet: to_target });
+            let (source, destination, side) = client;
+            let to_client = icmp::reset_of(source, destination, from_client.acknowledged);
+            self.transmits.push_back(Transmit { side, packet: to_client });
+        }
+        self.end(now, id, CloseReason::Cut);
+        if let Some(other) = other {
+            self.end(now, other, CloseReason::Cut);
+        }
+    }
+
+    /// Ends a session at once, whenever its timer would have.
+    fn end(&mut self, now: Instant, id: Id, reason: CloseReason) {
+        self.table.wheel.disarm(&mut self.table.sessions, id);
+        self.close(now, id, reason);
+    }
+}
+
+/// Has no targets.
+#[derive(Debug)]
+struct Nobody;
+
+impl Balancer for Nobody {
+    fn select(
+        &mut self,
+        _: Instant,
+        _: Endpoint,
+        _: Endpoint,
+        _: Option<Endpoint>,
+    ) -> Result<Endpoint, Refusal> {
+        Err(Refusal::NoTarget)
+    }
+
+    fn handle_answer(&mut self, _: Instant, _: Endpoint, _: Endpoint, _: Answer) {}
+
+    fn handle_closed(&mut self, _: Instant, _: Endpoint, _: Endpoint, _: Option<&Closed>) {}
+
+    fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)> {
+        None
+    }
+
+    fn handle_timeout(&mut self, _: Instant) {}
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+}
+
+/// Places of the session table that are looked at in one call.
+const CUT_PLACES: u32 = 512;
