@@ -105,6 +105,8 @@ pub struct Status {
 pub struct ListenerReport {
     pub name: String,
     pub listen: SocketAddr,
+    /// `proxy` or `nat`.
+    pub mode: String,
     /// Who gets new connections: `primaries`, `backups`, `untried`, `fail_open` or `nobody`.
     pub serving: String,
     /// Open now.
@@ -137,6 +139,11 @@ pub struct TargetReport {
     pub connects_failed: u64,
     pub probes: u64,
     pub probes_failed: u64,
+    /// `nat` only: connections that it has not answered yet, and those that it never has.
+    pub half_open: u32,
+    pub unanswered: u64,
+    /// It passes its checks, and has not answered a single client.
+    pub astray: bool,
 }
 
 /// Packets by drop reason.

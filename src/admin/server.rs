@@ -18,7 +18,7 @@ use super::protocol::{
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
-use crate::forward;
+use crate::forward::{self, HalfOpen, Mode};
 use crate::nat::{self, DropReason, SessionRecord, Traffic};
 use crate::wire::{Endpoint, Protocol};
 
@@ -35,13 +35,18 @@ pub trait Source: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<SessionPage, Stopped>> + Send;
 
     /// The listeners that forward.
-    fn listeners(&self) -> Vec<forward::Report>;
+    fn listeners(&self) -> impl Future<Output = Result<Vec<forward::Report>, Stopped>> + Send;
 
     /// Takes a target of the named listener out of service, or back into it.
     ///
     /// # Errors
     /// There is no such listener, or target.
-    fn set_draining(&self, listener: &str, target: SocketAddr, draining: bool) -> Result<(), String>;
+    fn set_draining(
+        &self,
+        listener: &str,
+        target: SocketAddr,
+        draining: bool,
+    ) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 /// What the daemon runs with: the part of [`Status`] that is not the packet worker's.
@@ -145,7 +150,7 @@ impl<S: Source> Server<S> {
                 Err(message) => return Answer::error(message),
             },
             Ok(Request::Drain { listener, target, undo }) => {
-                return match self.source.set_draining(&listener, target, !undo) {
+                return match self.source.set_draining(&listener, target, !undo).await {
                     Ok(()) => Answer::Short(Response::Done {}),
                     Err(message) => Answer::error(message),
                 };
@@ -158,7 +163,7 @@ impl<S: Source> Server<S> {
     async fn status(&self) -> Result<Answer, Stopped> {
         let snapshot = self.source.snapshot().await?;
         let description = self.description.borrow().clone();
-        let listeners = self.source.listeners().into_iter().map(listener).collect();
+        let listeners = self.source.listeners().await?.into_iter().map(listener).collect();
         let status = Status { listeners, ..status(snapshot, description) };
         Ok(Answer::Short(Response::Status(Box::new(status))))
     }
@@ -295,7 +300,7 @@ fn filter(query: &SessionQuery) -> Result<SessionFilter, String> {
 }
 
 fn listener(report: forward::Report) -> ListenerReport {
-    let forward::Report { name, listen, counters, admission, group } = report;
+    let forward::Report { name, listen, mode, counters, admission, group, half_open } = report;
     let refused = Refusal::ALL.map(|refusal| (refusal.label().to_owned(), admission.refused(refusal)));
     let ended = [
         ("closed", counters.closed),
@@ -309,6 +314,11 @@ fn listener(report: forward::Report) -> ListenerReport {
     ListenerReport {
         name,
         listen,
+        mode: match mode {
+            Mode::Proxy => "proxy",
+            Mode::Nat { .. } => "nat",
+        }
+        .to_owned(),
         serving: group.serving.label().to_owned(),
         connections: admission.open,
         opened: admission.admitted,
@@ -316,11 +326,15 @@ fn listener(report: forward::Report) -> ListenerReport {
         ended: ended.map(|(how, count)| (how.to_owned(), count)).into(),
         bytes_to_target: counters.bytes_to_target,
         bytes_to_client: counters.bytes_to_client,
-        targets: group.targets.iter().map(target).collect(),
+        targets: group
+            .targets
+            .iter()
+            .map(|of| target(of, half_open.iter().find(|half_open| half_open.target == of.address)))
+            .collect(),
     }
 }
 
-fn target(target: &TargetSnapshot) -> TargetReport {
+fn target(target: &TargetSnapshot, half_open: Option<&HalfOpen>) -> TargetReport {
     TargetReport {
         address: target.address,
         state: target.state.label().to_owned(),
@@ -336,6 +350,9 @@ fn target(target: &TargetSnapshot) -> TargetReport {
         connects_failed: target.counters.connects_failed,
         probes: target.counters.probes,
         probes_failed: target.counters.probes_failed,
+        half_open: half_open.map_or(0, |of| of.half_open),
+        unanswered: half_open.map_or(0, |of| of.unanswered),
+        astray: half_open.is_some_and(|of| of.astray),
     }
 }
 

@@ -124,9 +124,9 @@ fn write_fast_path(out: &mut dyn Write, fast_path: &FastPathReport) -> io::Resul
 }
 
 fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<()> {
-    let ListenerReport { name, listen, serving, connections, opened, .. } = listener;
+    let ListenerReport { name, listen, mode, serving, connections, opened, .. } = listener;
     writeln!(out)?;
-    write!(out, "{:<12}{name} on {listen}", "listener")?;
+    write!(out, "{:<12}{name} on {listen} ({mode})", "listener")?;
     match serving.as_str() {
         "fail_open" => writeln!(out, ": ALL TARGETS UNHEALTHY, all get connections")?,
         "nobody" => writeln!(out, ": NO TARGET")?,
@@ -154,6 +154,14 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
         writeln!(out, "  {address:<22}{} for {since}, {connections} connections{backup}", target.state)?;
         if let Some(why) = &target.why {
             writeln!(out, "{:24}{why}", "")?;
+        }
+        let (waiting, unanswered) = (count(target.half_open.into()), count(target.unanswered));
+        if target.half_open > 0 || target.unanswered > 0 {
+            writeln!(out, "{:24}{waiting} wait for its answer, {unanswered} never had one", "")?;
+        }
+        if target.astray {
+            writeln!(out, "{:24}passes its checks, but answers no client: its way out", "")?;
+            writeln!(out, "{:24}has to be this gateway; or preserve_client_ip = false", "")?;
         }
     }
     Ok(())
@@ -262,6 +270,7 @@ mod tests {
             listeners: vec![ListenerReport {
                 name: "api".to_owned(),
                 listen: "0.0.0.0:5000".parse().unwrap(),
+                mode: "nat".to_owned(),
                 serving: "fail_open".to_owned(),
                 connections: 7,
                 opened: 1_234_567,
@@ -281,6 +290,9 @@ mod tests {
                     connects_failed: 1,
                     probes: 9,
                     probes_failed: 2,
+                    half_open: 1_234,
+                    unanswered: 12_345,
+                    astray: true,
                 }],
             }],
         }

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 
 use super::reader::{Field, Located, Reader, Section, quoted};
 use super::render::{optional, string, word};
-use super::{is_host_address, keys};
+use super::{HOST_PORTS, is_host_address, keys};
 use crate::balance::{self, Algorithm, HealthCheck, Limits, MOST_TARGETS, OnUnhealthy, Stickiness, Target};
 use crate::forward::proxy_protocol::Version;
-use crate::forward::{Check, Config, HttpQuestion, Question};
+use crate::forward::{Check, Config, HttpQuestion, Mode, Question};
 
 /// Reads all of them. Those with a mistake are left out, which is noted.
 pub(super) fn read(reader: &mut Reader<'_>, root: &Section<'_>) -> Vec<Config> {
@@ -22,7 +22,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Section<'_>) -> Vec<Config> {
         reader.error(&array.place, message);
         return Vec::new();
     }
-    let mut found: Vec<(Located<String>, Located<SocketAddr>)> = Vec::new();
+    let mut found: Vec<(Located<String>, Located<SocketAddr>, Mode)> = Vec::new();
     let mut listeners = Vec::new();
     for field in &array.value {
         let Some(section) = reader.table(field) else { continue };
@@ -31,12 +31,23 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Section<'_>) -> Vec<Config> {
         let listen = required(reader, field, &section, "listen", listen);
         let config = listener(reader, field, &section);
         let (Some(name), Some(listen)) = (name, listen) else { continue };
-        for (other, address) in &found {
+        if let Mode::Nat { .. } = config.mode
+            && HOST_PORTS.contains(&listen.value.port())
+        {
+            let message = format!(
+                "port {} is one of the host's own ({}-{}); use one below",
+                listen.value.port(),
+                HOST_PORTS.start(),
+                HOST_PORTS.end()
+            );
+            reader.error(&listen.place, message);
+        }
+        for (other, address, mode) in &found {
             if other.value == name.value {
                 let message = format!("{} is already {}; use another", quoted(&name.value), other.place.key);
                 reader.error(&name.place, message);
             }
-            if collide(address.value, listen.value) {
+            if collide(*mode, address.value, config.mode, listen.value) {
                 let message = format!(
                     "{} is taken by {} ({}); use another",
                     listen.value, address.place.key, address.value
@@ -44,8 +55,8 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Section<'_>) -> Vec<Config> {
                 reader.error(&listen.place, message);
             }
         }
-        listeners.push(Config { name: name.value.clone(), listen: listen.value, ..config });
-        found.push((name, listen));
+        found.push((name.clone(), listen.clone(), config.mode));
+        listeners.push(Config { name: name.value, listen: listen.value, ..config });
     }
     listeners
 }
@@ -56,9 +67,14 @@ pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     let list = |items: Vec<String>| format!("[{}]", items.join(", "));
     writeln!(
         out,
-        "\n[[forward]]\nname = \"{}\"\nlisten = \"{}\"\nmode = \"proxy\"",
-        config.name, config.listen
+        "\n[[forward]]\nname = \"{}\"\nlisten = \"{}\"\nmode = \"{}\"",
+        config.name,
+        config.listen,
+        word(MODES, config.mode != Mode::Proxy)
     )?;
+    if let Mode::Nat { preserve_client_ip } = config.mode {
+        writeln!(out, "preserve_client_ip = {preserve_client_ip}")?;
+    }
     let target = |target: &Target| match target {
         Target { address, weight: 1, backup: false } => format!("\"{address}\""),
         Target { address, weight, backup } => {
@@ -78,11 +94,15 @@ pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(out, "connection_limit = {}", config.limits.connections)?;
     writeln!(out, "new_connections_per_second = {}", config.limits.new_connections_per_second)?;
     writeln!(out, "{}", time("connect_timeout", config.connect_timeout))?;
-    writeln!(out, "{}", time("idle_timeout", config.idle_timeout))?;
+    if config.mode == Mode::Proxy {
+        writeln!(out, "{}", time("idle_timeout", config.idle_timeout))?;
+    }
     writeln!(out, "{}", time("deregistration_delay", group.deregistration_delay))?;
     writeln!(out, "on_unhealthy = \"{}\"", word(ON_UNHEALTHY, group.on_unhealthy))?;
-    writeln!(out, "proxy_protocol = \"{}\"", word(PROXY_PROTOCOLS, config.proxy_protocol))?;
-    writeln!(out, "accept_proxy_protocol = {}", config.accept_proxy_protocol)?;
+    if config.mode == Mode::Proxy {
+        writeln!(out, "proxy_protocol = \"{}\"", word(PROXY_PROTOCOLS, config.proxy_protocol))?;
+        writeln!(out, "accept_proxy_protocol = {}", config.accept_proxy_protocol)?;
+    }
     writeln!(out, "access_log = {}", config.access_log)?;
     writeln!(out, "\n[forward.health]")?;
     match &config.check.question {
@@ -106,6 +126,7 @@ fn defaults() -> Config {
     Config {
         name: String::new(),
         listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+        mode: Mode::default(),
         limits: Limits::default(),
         group: balance::Config::default(),
         check: Check::default(),
@@ -121,7 +142,17 @@ fn defaults() -> Config {
 /// All but name and address.
 fn listener(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -> Config {
     let mut config = defaults();
-    let _ = reader.choice(section, "mode", &[("proxy", ())]);
+    let is_nat = reader.choice(section, "mode", MODES).unwrap_or_default();
+    let preserve_client_ip = reader.boolean(section, "preserve_client_ip");
+    if is_nat {
+        config.mode = Mode::Nat { preserve_client_ip: preserve_client_ip.unwrap_or(true) };
+    }
+    for key in if is_nat { PROXY_KEYS } else { NAT_KEYS } {
+        if let Some((_, place)) = section.keys().find(|(name, _)| name == key) {
+            let other = if is_nat { "proxy" } else { "nat" };
+            reader.error(&place, format!("is of mode = \"{other}\"; leave it out, or set that mode"));
+        }
+    }
     config.targets = targets(reader, field, section);
     if let Some(allow) = prefixes(reader, section) {
         config.limits.allow = allow;
@@ -352,10 +383,11 @@ fn matcher(text: &str) -> Result<Vec<RangeInclusive<u16>>, String> {
     })
 }
 
-/// Whether both cannot be bound.
-fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+/// Whether both cannot be had: at the same address, or at the same port, part of whose packets would be NAT's.
+fn collide(mode: Mode, one: SocketAddr, other_mode: Mode, other: SocketAddr) -> bool {
     let same = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && same
+    let mixed = (mode == Mode::Proxy) != (other_mode == Mode::Proxy);
+    one.port() == other.port() && (same || mixed)
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -365,6 +397,8 @@ pub(super) enum Kind {
     Http,
 }
 
+/// Whether the NAT engine carries connections.
+pub(super) const MODES: &[(&str, bool)] = &[("proxy", false), ("nat", true)];
 pub(super) const TYPES: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("http", Kind::Http)];
 pub(super) const ALGORITHMS: &[(&str, Algorithm)] = &[
     ("flow-hash", Algorithm::FlowHash),
@@ -380,6 +414,7 @@ const KEYS: &[&str] = &[
     "name",
     "listen",
     "mode",
+    "preserve_client_ip",
     "targets",
     "algorithm",
     "stickiness",
@@ -395,6 +430,9 @@ const KEYS: &[&str] = &[
     "access_log",
     "health",
 ];
+/// Of one mode alone.
+const NAT_KEYS: &[&str] = &["preserve_client_ip"];
+const PROXY_KEYS: &[&str] = &["idle_timeout", "proxy_protocol", "accept_proxy_protocol"];
 const HEALTH_KEYS: &[&str] = &[
     "type",
     "path",

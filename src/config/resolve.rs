@@ -1,12 +1,13 @@
 //! What a configuration means on this host: defaults that follow from interfaces, routes and memory.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{Config, Limits};
-use crate::wire::Protocol;
+use crate::forward::Mode;
+use crate::wire::{Endpoint, Protocol};
 use crate::{datapath, nat};
 
 /// What [`resolve`] has to know of the host.
@@ -58,6 +59,20 @@ pub enum ResolveError {
          range or stop what listens there"
     )]
     PortsTaken { protocol: Protocol, lower: u16, upper: u16 },
+    #[error(
+        "forward {name}: listen: {address} is no external address ({present}); use one of these, or 0.0.0.0 for all"
+    )]
+    NotExternal { name: String, address: IpAddr, present: String },
+    #[error(
+        "forward {name}: listen: port {port} is taken by a socket of this host; use another, or stop what listens there \
+         (of a listener that was a proxy until now: restart)"
+    )]
+    PortInUse { name: String, port: u16 },
+    #[error(
+        "forward {name}: targets: {address} is in no internal prefix, so that its answers would not be translated; add \
+         it to nat.internal, or set mode = \"proxy\""
+    )]
+    NotInternal { name: String, address: IpAddr },
 }
 
 /// Fills in what the configuration leaves open:
@@ -94,6 +109,7 @@ pub fn resolve(config: &Config, host: &HostFacts) -> Result<Resolved, Vec<Resolv
     let of_cloud = || host.cloud.as_ref().map(|cloud| cloud.internal.clone()).filter(|nets| !nets.is_empty());
     let prefixes = config.nat.internal.clone().or_else(of_cloud).unwrap_or_else(|| default_internal(internal));
     let excluded_ports = excluded_ports(config, host, &addresses, &mut errors);
+    let services = services(config, host, &addresses, &prefixes, &mut errors);
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -113,7 +129,7 @@ pub fn resolve(config: &Config, host: &HostFacts) -> Result<Resolved, Vec<Resolv
         mss_clamp: config.nat.mss_clamp,
         answer_unsolicited_syn: config.nat.answer_unsolicited_syn,
         static_mappings: Vec::new(),
-        services: Vec::new(),
+        services,
         offload_after: None,
     };
     let datapath = datapath::Config {
@@ -208,6 +224,44 @@ fn excluded_ports(
         }
     }
     excluded
+}
+
+/// The listeners that the engine serves, once for each external address that they are at.
+fn services(
+    config: &Config,
+    host: &HostFacts,
+    addresses: &[nat::ExternalAddress],
+    internal: &[Ipv4Net],
+    errors: &mut Vec<ResolveError>,
+) -> Vec<nat::Service> {
+    let mut services = Vec::new();
+    for forward in &config.forward {
+        let Mode::Nat { preserve_client_ip } = forward.mode else { continue };
+        let (name, ip, port) = (|| forward.name.clone(), forward.listen.ip(), forward.listen.port());
+        let is_here = |address: Ipv4Addr| ip.is_unspecified() || ip == address;
+        let privates = addresses.iter().map(|address| address.private);
+        let before = services.len();
+        services.extend(privates.clone().filter(|private| is_here(*private)).map(|private| nat::Service {
+            external: Endpoint::new(private, port),
+            preserve_client_ip,
+            connect_timeout: forward.connect_timeout,
+        }));
+        if services.len() == before {
+            let present: Vec<String> = privates.map(|private| private.to_string()).collect();
+            errors.push(ResolveError::NotExternal { name: name(), address: ip, present: present.join(", ") });
+        }
+        let taken = |(protocol, address, taken): &(Protocol, Ipv4Addr, u16)| {
+            let reached = address.is_unspecified() || addresses.iter().any(|pair| pair.private == *address);
+            *protocol == Protocol::TCP && reached && *taken == port
+        };
+        if host.ports.iter().any(taken) {
+            errors.push(ResolveError::PortInUse { name: name(), port });
+        }
+        let is_internal = |address: IpAddr| internal.iter().any(|prefix| IpNet::V4(*prefix).contains(&address));
+        let outside = forward.targets.iter().map(|target| target.address.ip()).filter(|ip| !is_internal(*ip));
+        errors.extend(outside.map(|address| ResolveError::NotInternal { name: name(), address }));
+    }
+    services
 }
 
 fn limits(limits: &Limits, memory: u64) -> nat::Limits {

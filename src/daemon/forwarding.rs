@@ -1,4 +1,4 @@
-//! The listeners of `[[forward]]`: started, changed and stopped as the configuration says.
+//! The proxies of `[[forward]]`: started, changed and stopped as the configuration says.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::datapath;
-use crate::forward::{self, Config, Error, Listener, Pipes, Report};
+use crate::forward::{self, Config, Error, Listener, Mode, Pipes, Report};
 
 /// All listeners. Those of the same address are the same, whatever else changes. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +35,7 @@ impl Forwarding {
     /// An address cannot be listened on.
     pub(super) fn prepare(&self, wanted: &[Config]) -> Result<Prepared, Error> {
         let running = self.lock();
+        let proxies = wanted.iter().filter(|config| config.mode == Mode::Proxy);
         let prepare = |config: &Config| {
             if running.contains_key(&config.listen) {
                 return Ok((config.clone(), None));
@@ -42,7 +43,7 @@ impl Forwarding {
             let failed = |source| Error::Listen { address: config.listen, source };
             Ok((config.clone(), Some(forward::bind(config.listen).map_err(failed)?)))
         };
-        wanted.iter().map(prepare).collect::<Result<_, _>>().map(Prepared)
+        proxies.map(prepare).collect::<Result<_, _>>().map(Prepared)
     }
 
     /// Makes those that were prepared the running ones. Others take no more connections; what they have may go on for
@@ -113,35 +114,14 @@ impl Forwarding {
         self.lock().values().map(|running| running.listener.report()).collect()
     }
 
-    /// Takes a target of the listener `name` out of service, or back into it.
-    ///
-    /// # Errors
-    /// There is no such listener, or target.
-    pub(super) fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
+    /// Takes a target out of service, or back into it: whether there is such a target, if there is such a listener.
+    pub(super) fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Option<bool> {
         let listeners = self.lock();
         let named = listeners.values().find(|running| running.listener.report().name == name);
-        let Some(running) = named else { return Err(format!("there is no listener {name}")) };
-        if running.listener.set_draining(target, draining) {
-            Ok(())
-        } else {
-            Err(format!("{target} is no target of {name}"))
-        }
+        named.map(|running| running.listener.set_draining(target, draining))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Running>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Stops all listeners, but at a second signal does not wait for connections any longer.
-pub(super) async fn stop(forwarding: &Forwarding, again: impl Future<Output = ()>) {
-    let grace = forwarding.grace();
-    if !grace.is_zero() {
-        let seconds = grace.as_secs();
-        tracing::info!(seconds, "waiting for forwarded connections to end; a second signal ends them");
-    }
-    tokio::select! {
-        () = forwarding.stop(grace) => {}
-        () = again => forwarding.stop(Duration::ZERO).await,
     }
 }

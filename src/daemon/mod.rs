@@ -13,6 +13,7 @@ mod logging;
 mod proc;
 mod ready;
 mod reload;
+mod services;
 mod settings;
 
 use std::fs::File;
@@ -28,7 +29,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::admin::{self, Description};
 use crate::config::{self, CloudFacts, Config, HostFacts, Problems, ResolveError, Resolved};
 use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
-use crate::forward;
+use crate::forward::{self, Mode};
 use crate::nat;
 pub use checks::Refusal;
 use cloud::Cloud;
@@ -37,6 +38,7 @@ pub use logging::{LogFormat, init_logging};
 use proc::Proc;
 pub use proc::ProcError;
 use ready::{Change, Readiness};
+use services::Control;
 use settings::HostSettings;
 
 /// What the command line says.
@@ -118,6 +120,7 @@ struct Running {
     handle: Handle,
     cloud: Cloud,
     forwarding: Forwarding,
+    services: Control,
     settings: HostSettings,
     socket: admin::Socket,
     _namespace: File,
@@ -133,11 +136,15 @@ async fn supervise(options: &Options) -> Result<(), Error> {
     };
     let (mut running, listener, worker) = started;
     let description = running.description.subscribe();
-    let source = Source { worker: running.handle.clone(), forwarding: running.forwarding.clone() };
+    let source = Source {
+        worker: running.handle.clone(),
+        forwarding: running.forwarding.clone(),
+        services: running.services.clone(),
+    };
     let server = admin::serve(listener, source, description, admin::Limits::default());
     let server = tokio::spawn(server);
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
-    forwarding::stop(&running.forwarding, ends.recv()).await;
+    running.stop_forwarding(ends.recv()).await;
     server.abort();
     let patience = match running.description.borrow().chosen.kind {
         Kind::AfPacket => STOP_TIME,
@@ -164,6 +171,7 @@ async fn supervise(options: &Options) -> Result<(), Error> {
 struct Source {
     worker: Handle,
     forwarding: Forwarding,
+    services: Control,
 }
 
 impl admin::Source for Source {
@@ -175,13 +183,46 @@ impl admin::Source for Source {
         self.worker.scan_sessions(from, filter).await
     }
 
-    fn listeners(&self) -> Vec<forward::Report> {
-        self.forwarding.reports()
+    async fn listeners(&self) -> Result<Vec<forward::Report>, Stopped> {
+        let mut reports = self.forwarding.reports();
+        reports.extend(self.services.reports().await?);
+        Ok(reports)
     }
 
-    fn set_draining(&self, listener: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
-        self.forwarding.set_draining(listener, target, draining)
+    async fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
+        let found = match self.forwarding.set_draining(name, target, draining) {
+            Some(found) => Some(found),
+            None => {
+                let served = self.services.set_draining(name, target, draining).await;
+                served.map_err(|stopped| stopped.to_string())?
+            }
+        };
+        match found {
+            Some(true) => Ok(()),
+            Some(false) => Err(format!("{target} is no target of {name}")),
+            None => Err(format!("there is no listener {name}")),
+        }
     }
+}
+
+impl Running {
+    /// Takes no more connections, and waits for those that there are to end, but not any longer at a second signal.
+    async fn stop_forwarding(&self, again: impl Future<Output = ()>) {
+        let grace = self.forwarding.grace().max(self.services.grace().await.unwrap_or_default());
+        if !grace.is_zero() {
+            let seconds = grace.as_secs();
+            tracing::info!(seconds, "waiting for forwarded connections to end; a second signal ends them");
+        }
+        tokio::select! {
+            _ = async { tokio::join!(self.forwarding.stop(grace), self.services.stop(grace)) } => {}
+            () = again => self.forwarding.stop(Duration::ZERO).await,
+        }
+    }
+}
+
+/// The listeners whose connections the engine carries.
+fn served(config: &Config) -> Vec<forward::Config> {
+    config.forward.iter().filter(|forward| forward.mode != Mode::Proxy).cloned().collect()
 }
 
 /// Follows signals, the cloud, the worker's life and its readiness until one of them ends the daemon.
@@ -245,7 +286,9 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     check(&proc, &config, &resolved)?;
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
-    let worker = datapath::spawn(datapath.clone(), nat.clone())?;
+    let (targets, services) = services::services();
+    services.configure(served(&config))?;
+    let worker = datapath::spawn(datapath.clone(), nat.clone(), Box::new(targets))?;
     forwarding.adopt(listeners).map_err(Error::Forward)?;
     let chosen = worker.chosen().clone();
     if let Some(reason) = &chosen.fallback {
@@ -263,6 +306,7 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
         "started"
     );
     let handle = worker.handle();
+    let services = services.start(handle.clone());
     let source_dest_check = cloud.source_dest_check();
     let description = Description { chosen, config: datapath, nat, source_dest_check };
     let (description, _) = watch::channel(description);
@@ -275,6 +319,7 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
         handle,
         cloud,
         forwarding,
+        services,
         settings,
         socket,
         _namespace: namespace,

@@ -1,6 +1,6 @@
 //! `SIGHUP`, and news of the cloud: a new configuration under running sessions. A bad one changes nothing.
 
-use super::{Running, external, facts, with_causes};
+use super::{Running, external, facts, served, with_causes};
 use crate::admin::Description;
 use crate::config::{self, CloudFacts, Config, HostFacts, Resolved, Switch};
 
@@ -61,6 +61,7 @@ impl Running {
         let resolved = self.resolve(&config, &running, cloud.clone())?;
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
+        self.services.configure(served(&config)).map_err(|error| vec![error.to_string()])?;
         let reconfigured = self.handle.reconfigure(resolved.nat.clone(), bypass.clone()).await;
         reconfigured
             .map_err(|stopped| vec![stopped.to_string()])?

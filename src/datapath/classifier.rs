@@ -201,9 +201,10 @@ fn ports_of(config: &nat::Config) -> Box<Ports> {
         set(&mut ports.udp, port, true);
     }
     let excluded = config.excluded_ports.iter().map(|(protocol, port)| (*protocol, *port, false));
-    // Last: a static mapping is NAT's even on a port that no mapping may take by itself.
+    // Last: a static mapping, or a service, is NAT's even on a port that no mapping may take by itself.
     let mapped = config.static_mappings.iter().map(|mapping| (mapping.protocol, mapping.external.port, true));
-    for (protocol, port, owned) in excluded.chain(mapped) {
+    let served = config.services.iter().map(|service| (Protocol::TCP, service.external.port, true));
+    for (protocol, port, owned) in excluded.chain(mapped).chain(served) {
         match protocol {
             Protocol::TCP => set(&mut ports.tcp, port, owned),
             Protocol::UDP => set(&mut ports.udp, port, owned),

@@ -22,17 +22,18 @@ use super::netlink::{self, Change, Events, EventsError, Topology};
 use super::sys;
 use super::xdp::Xdp;
 use super::{Choice, Chosen, Config, Error, Kind, SessionFilter, SessionPage, Snapshot, Stopped};
-use crate::nat::{self, Engine, Event, SessionRecord, Side};
+use crate::nat::{self, Balancer, Engine, Event, SessionRecord, Side};
 use crate::time::Instant;
 
 /// Starts the packet worker in the network namespace of the calling thread. Packets flow when this returns, as far
-/// as interfaces and neighbours allow: see [`Snapshot::not_ready`].
+/// as interfaces and neighbours allow: see [`Snapshot::not_ready`]. `balancer` has the targets of the engine's services.
 ///
 /// # Errors
 /// See [`Error`]; nothing is left attached then.
-pub fn spawn(config: Config, engine_config: nat::Config) -> Result<Worker, Error> {
+pub fn spawn(config: Config, engine_config: nat::Config, balancer: Box<dyn Balancer>) -> Result<Worker, Error> {
     let seed = sys::random_seed().map_err(Error::Randomness)?;
-    let core = Core::new(config, engine_config, seed)?;
+    let mut core = Core::new(config, engine_config, seed)?;
+    core.engine.set_balancer(balancer);
     let chosen = core.chosen.clone();
     let wake = Arc::new(
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
@@ -144,6 +145,12 @@ impl Handle {
         let _ = self.stopped.clone().changed().await;
     }
 
+    /// Has the balancer look what it was sent.
+    pub fn wake(&self) {
+        // Fails only when the counter is full, and then the worker is awake.
+        let _ = self.wake.write(1);
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply))?;
@@ -152,8 +159,7 @@ impl Handle {
 
     fn send(&self, command: Command) -> Result<(), Stopped> {
         self.commands.send(command).map_err(|_| Stopped)?;
-        // Fails only when the counter is full, and then the worker is awake.
-        let _ = self.wake.write(1);
+        self.wake();
         Ok(())
     }
 }
@@ -331,7 +337,7 @@ impl State {
                 }
             }
             self.follow_kernel(changed);
-            more |= self.handle_timeouts();
+            more |= self.handle_timeouts(woken);
             if let Some(xdp) = &mut self.xdp {
                 more |= xdp.follow_engine(self.now, &mut self.engine, &mut self.datapath);
             }
@@ -610,9 +616,9 @@ impl State {
         self.set_trouble(trouble);
     }
 
-    /// Gives whether there is more to do at once.
-    fn handle_timeouts(&mut self) -> bool {
-        if self.engine.poll_timeout().is_some_and(|at| at <= self.now) {
+    /// Gives whether there is more to do at once. `woken`: somebody may have sent something to the balancer.
+    fn handle_timeouts(&mut self, woken: bool) -> bool {
+        if woken || self.engine.poll_timeout().is_some_and(|at| at <= self.now) {
             self.engine.handle_timeout(self.now);
             self.serve();
             self.datapath.queue_transmits(self.now, &mut self.engine);

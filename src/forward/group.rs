@@ -199,7 +199,8 @@ async fn until(due: Option<Clock>) {
     }
 }
 
-fn log(listener: &str, event: Event) {
+/// Logs an event of a group.
+pub fn log(listener: &str, event: Event) {
     match event {
         Event::Added { target } => tracing::debug!(listener, %target, "target added"),
         Event::Removed { target } => tracing::debug!(listener, %target, "target removed"),

@@ -21,6 +21,7 @@ use super::pipe::Pipes;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
 use super::relay::{Ended, Relayed, Side, relay};
+use super::service::HalfOpen;
 use crate::balance::{self, Admission, AdmissionCounters, CheckError, ConfigError, Limits, Snapshot, Target};
 
 /// What a listener forwards, and how.
@@ -29,6 +30,7 @@ pub struct Config {
     /// Names it in logs, metrics and commands.
     pub name: String,
     pub listen: SocketAddr,
+    pub mode: Mode,
     pub limits: Limits,
     pub group: balance::Config,
     pub check: Check,
@@ -45,6 +47,20 @@ pub struct Config {
     pub access_log: bool,
 }
 
+/// Who carries a listener's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The proxy: [`Listener`].
+    #[default]
+    Proxy,
+    /// The NAT engine, for which [`super::Service`] has the targets.
+    Nat {
+        /// Targets see their clients' own addresses.
+        preserve_client_ip: bool,
+    },
+}
+
 /// A listener that listens. Dropping it closes all of its connections.
 #[derive(Debug)]
 pub struct Listener {
@@ -59,9 +75,12 @@ pub struct Listener {
 pub struct Report {
     pub name: String,
     pub listen: SocketAddr,
+    pub mode: Mode,
     pub counters: Counters,
     pub admission: AdmissionCounters,
     pub group: Snapshot,
+    /// Targets that leave clients waiting; the proxy has none, since it asks another one.
+    pub half_open: Vec<HalfOpen>,
 }
 
 /// Of all connections so far.
@@ -81,6 +100,22 @@ pub struct Counters {
     pub unserved: u64,
     /// They did not begin with a header of the PROXY protocol, as they had to.
     pub bad_headers: u64,
+}
+
+impl Counters {
+    /// Counts a connection.
+    pub(super) const fn add(&mut self, relayed: Relayed) {
+        self.bytes_to_target += relayed.bytes_to_target;
+        self.bytes_to_client += relayed.bytes_to_client;
+        let how = match relayed.ended {
+            Ended::Closed => &mut self.closed,
+            Ended::Reset(Side::Client) => &mut self.reset_by_client,
+            Ended::Reset(Side::Target) => &mut self.reset_by_target,
+            Ended::Idle => &mut self.idle,
+            Ended::Cut | Ended::NoPipe => &mut self.cut,
+        };
+        *how += 1;
+    }
 }
 
 /// Why there is no listener.
@@ -188,6 +223,8 @@ impl Listener {
         Report {
             name: config.name.clone(),
             listen: config.listen,
+            mode: config.mode,
+            half_open: Vec::new(),
             counters: self.shared.counted.now(),
             admission: self.shared.admission().counters(),
             group: self.shared.group.snapshot(),

@@ -1,9 +1,9 @@
-//! Forwarding TCP to healthy targets: the proxy.
+//! Forwarding TCP to healthy targets: the proxy, and what the NAT engine needs to do the same.
 //!
 //! Owns listeners and the connections that came by them, each of which is a client's on one side and a target's on the
 //! other. Which target that is, and whether it is well, is [`crate::balance`]'s judgement; here it is asked and acted
 //! upon. `listener` is where a connection's way begins, `group` has the targets, `probe` asks them, `relay` carries the
-//! data through a `pipe`.
+//! data through a `pipe`. A `service` is a listener whose connections the NAT engine carries.
 
 mod group;
 mod listener;
@@ -11,8 +11,11 @@ mod pipe;
 mod probe;
 pub mod proxy_protocol;
 mod relay;
+mod service;
 
-pub use listener::{Config, Counters, Error, Listener, Report, bind};
+pub use group::log;
+pub use listener::{Config, Counters, Error, Listener, Mode, Report, bind};
 pub use pipe::Pipes;
 pub use probe::{Check, HttpQuestion, Question};
 pub use relay::{Ended, Relayed, Side, relay};
+pub use service::{Errand, HalfOpen, Refused, Service};

@@ -325,11 +325,11 @@ impl Engine {
 
     /// Ends a session whose timer is not armed, and its mapping with its last session.
     fn close(&mut self, now: Instant, id: Id, reason: CloseReason) {
+        self.leave_service(now, id, reason);
         let Some(session) = self.table.remove_session(id) else { return };
         self.hosts.closed(session.internal.address, session.opened_by);
         self.counters.sessions_closed += 1;
         self.emit(Event::Closed(session.record(now), reason));
-        self.left_service(now, &session, reason);
         self.release(&session);
     }
 

@@ -90,12 +90,7 @@ impl Engine {
     }
 
     /// Gives the external address that `internal` is paired with, if any.
-    pub(super) fn admit(
-        &mut self,
-        now: Instant,
-        internal: Endpoint,
-        side: Side,
-    ) -> Result<Option<Ipv4Addr>, DropReason> {
+    fn admit(&mut self, now: Instant, internal: Endpoint, side: Side) -> Result<Option<Ipv4Addr>, DropReason> {
         if self.table.sessions.len() >= self.config.limits.sessions {
             return Err(DropReason::SessionLimit);
         }

@@ -40,10 +40,11 @@ pub trait Balancer: std::fmt::Debug + Send {
     /// Takes in how the target has taken a connection that it was chosen for.
     fn handle_answer(&mut self, now: Instant, service: Endpoint, target: Endpoint, answer: Answer);
 
-    /// A connection to `target` has ended; without `how` it has not come to be.
+    /// A connection to `target` is over; without `how` it has not come to be.
     fn handle_closed(&mut self, now: Instant, service: Endpoint, target: Endpoint, how: Option<&Closed>);
 
-    /// The next service and target whose connections are to be ended.
+    /// The next service and target whose connections are to be ended; a service of all external addresses may be named
+    /// by 0.0.0.0.
     fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)>;
 
     /// Does what is due by `now`, and takes in what it was sent. May be called at any time.
@@ -71,10 +72,13 @@ pub enum Answer {
     Silent,
 }
 
-/// A connection that has ended.
+/// A connection that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
     pub record: SessionRecord,
+    pub client: Endpoint,
+    /// [`Balancer::handle_answer`] was told of it.
+    pub is_answered: bool,
     pub reason: CloseReason,
     /// The side that has reset it, the internal one being the target's.
     pub reset_by: Option<Side>,
@@ -85,8 +89,9 @@ pub struct Closed {
 pub struct Services {
     by_external: HashMap<Endpoint, Service, Keyed>,
     balancer: Box<dyn Balancer>,
-    /// Live sessions of [`Role::Client`].
+    /// Live sessions of [`Role::Client`], and of targets.
     pub clients: u32,
+    served: u32,
     cutting: Option<Cutting>,
 }
 
@@ -104,6 +109,7 @@ impl Services {
             by_external: HashMap::with_hasher(keyed),
             balancer: Box::new(Nobody),
             clients: 0,
+            served: 0,
             cutting: None,
         };
         services.configure(config);
@@ -126,6 +132,15 @@ impl Services {
             return None;
         }
         self.by_external.get(&external).copied()
+    }
+}
+
+impl Cutting {
+    fn is_meant(&self, session: &Session) -> bool {
+        self.what.iter().any(|(service, target)| {
+            let is_here = service.address.is_unspecified() || service.address == session.external.address;
+            is_here && service.port == session.external.port && *target == session.internal
+        })
     }
 }
 
@@ -195,21 +210,19 @@ impl Engine {
             return self.open_served(now, service, remote, client, None);
         };
         let session = self.table.sessions.get(id).ok_or(DropReason::NoSession)?;
-        if !segment.is_opening() || session.role != Role::Served || session.carrier != Carrier::Engine {
+        if !segment.is_opening() || !session.is_served() || session.carrier != Carrier::Engine {
             return Ok(id);
         }
         let target = session.internal;
-        match session.state {
-            SessionState::Tcp(TcpState::SynSent) if now - session.opened_at >= service.connect_timeout => {
-                self.end(now, id, CloseReason::Unanswered);
-                self.open_served(now, service, remote, client, Some(target))
-            }
-            SessionState::Tcp(TcpState::Closing | TcpState::Reset) => {
-                self.end(now, id, CloseReason::Reopened);
-                self.open_served(now, service, remote, client, None)
-            }
-            _ => Ok(id),
+        if session.role == Role::Unanswered && now - session.opened_at >= service.connect_timeout {
+            self.end(now, id, CloseReason::Unanswered);
+            return self.open_served(now, service, remote, client, Some(target));
         }
+        if matches!(session.state, SessionState::Tcp(TcpState::Closing | TcpState::Reset)) {
+            self.end(now, id, CloseReason::Reopened);
+            return self.open_served(now, service, remote, client, None);
+        }
+        Ok(id)
     }
 
     fn open_served(
@@ -221,26 +234,27 @@ impl Engine {
         avoid: Option<Endpoint>,
     ) -> Result<Id, DropReason> {
         let external = service.external;
+        let most = self.config.limits.sessions;
+        if self.services.served >= most / 2 || self.table.sessions.len() >= most {
+            // What clients open from outside must not keep internal hosts from opening sessions.
+            return Err(DropReason::SessionLimit);
+        }
         let balancer = &mut self.services.balancer;
         let target = balancer.select(now, external, client, avoid).map_err(|refusal| match refusal {
             Refusal::NotAdmitted => DropReason::NotAdmitted,
             Refusal::NoTarget => DropReason::NoTarget,
         })?;
-        let admitted = if self.table.outbound(Protocol::TCP, target, remote).is_some() {
-            // Its answers to this client go to another service of the same target.
-            Err(DropReason::Filtered)
-        } else {
-            self.admit(now, target, Side::External)
-        };
-        if let Err(reason) = admitted {
+        if self.table.outbound(Protocol::TCP, target, remote).is_some() {
+            // Its answers to this client go by another service, or it has called the client itself.
             self.services.balancer.handle_closed(now, external, target, None);
-            return Err(reason);
+            return Err(DropReason::Filtered);
         }
         let mapping = match self.table.mapping_between(Protocol::TCP, target, external) {
             Some(mapping) => mapping,
             None => self.insert_mapping(Mapping::new(Protocol::TCP, target, external, false)),
         };
-        Ok(self.open(now, mapping, remote, Side::External, Role::Served))
+        self.services.served += 1;
+        Ok(self.open(now, mapping, remote, Side::External, Role::Unanswered))
     }
 
     /// Tells the balancer that a target has answered.
@@ -248,20 +262,50 @@ impl Engine {
         self.services.balancer.handle_answer(now, service, target, answer);
     }
 
-    /// Tells the balancer that a session has ended.
-    pub(super) fn left_service(&mut self, now: Instant, session: &Session, reason: CloseReason) {
+    /// A session is about to end.
+    pub(super) fn leave_service(&mut self, now: Instant, id: Id, reason: CloseReason) {
+        let Some(session) = self.table.sessions.get(id) else { return };
         match session.role {
             Role::Plain => {}
-            Role::Client => self.services.clients = self.services.clients.saturating_sub(1),
-            Role::Served => {
-                let (service, target) = (session.external, session.internal);
-                let given_up = matches!(reason, CloseReason::Expired | CloseReason::Unanswered);
-                if given_up && session.state == SessionState::Tcp(TcpState::SynSent) {
-                    self.services.balancer.handle_answer(now, service, target, Answer::Silent);
+            Role::Client => {
+                self.services.clients = self.services.clients.saturating_sub(1);
+                // Both have seen the same packets, and end together, while it is known who the client is.
+                if let Some(other) = self.other_end(session) {
+                    self.end(now, other, reason);
                 }
-                let closed = Closed { record: session.record(now), reason, reset_by: session.reset_by };
-                self.services.balancer.handle_closed(now, service, target, Some(&closed));
             }
+            Role::Unanswered | Role::Served | Role::Left => {
+                self.services.served = self.services.served.saturating_sub(1);
+                self.conclude(now, id, reason);
+            }
+        }
+    }
+
+    /// Tells the balancer, once, that a connection to one of its targets is over.
+    pub(super) fn conclude(&mut self, now: Instant, id: Id, reason: CloseReason) {
+        let Some(session) = self.table.sessions.get(id) else { return };
+        if !matches!(session.role, Role::Unanswered | Role::Served) {
+            return;
+        }
+        let (service, target) = (session.external, session.internal);
+        let given_up = matches!(reason, CloseReason::Expired | CloseReason::Unanswered);
+        let is_silent = session.role == Role::Unanswered && given_up;
+        let other = if session.hairpin { self.other_end(session) } else { None };
+        let client = other.and_then(|id| self.table.sessions.get(id));
+        let closed = Closed {
+            record: session.record(now),
+            client: client.map_or(session.remote, |client| client.internal),
+            is_answered: session.role == Role::Served || is_silent,
+            reason,
+            reset_by: session.reset_by,
+        };
+        let balancer = &mut self.services.balancer;
+        if is_silent {
+            balancer.handle_answer(now, service, target, Answer::Silent);
+        }
+        balancer.handle_closed(now, service, target, Some(&closed));
+        if let Some(session) = self.table.sessions.get_mut(id) {
+            session.role = Role::Left;
         }
     }
 
@@ -278,7 +322,7 @@ impl Engine {
         let mut away = false;
         for id in cutting.next..end {
             let Some(session) = self.table.sessions.get(id) else { continue };
-            if session.role != Role::Served || !cutting.what.contains(&(session.external, session.internal)) {
+            if !session.is_served() || !cutting.is_meant(session) {
                 continue;
             }
             if session.carrier == Carrier::Engine {
@@ -304,7 +348,7 @@ impl Engine {
             SessionState::Tcp(state) => !matches!(state, TcpState::Closing | TcpState::Reset),
             _ => false,
         };
-        let is_answered = session.state != SessionState::Tcp(TcpState::SynSent);
+        let is_answered = session.role != Role::Unanswered;
         let (from_target, from_client) = session.connection.marks();
         let other = if session.hairpin { self.other_end(session) } else { None };
         let client = match other.and_then(|id| self.table.sessions.get(id)) {

@@ -126,8 +126,13 @@ impl Session {
     pub const fn near(&self) -> Side {
         match self.role {
             Role::Client => Side::External,
-            Role::Plain | Role::Served => Side::Internal,
+            Role::Plain | Role::Unanswered | Role::Served | Role::Left => Side::Internal,
         }
+    }
+
+    /// Whether its internal endpoint is a service's target.
+    pub const fn is_served(&self) -> bool {
+        matches!(self.role, Role::Unanswered | Role::Served | Role::Left)
     }
 
     /// Whether plain data is all that is to be expected of it: TCP or UDP, with traffic both ways.
@@ -184,8 +189,12 @@ pub enum Carrier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Plain,
-    /// Its internal endpoint is the target that was chosen for it.
+    /// Its internal endpoint is the target that was chosen for it, and has not answered yet.
+    Unanswered,
+    /// The same, and has.
     Served,
+    /// The same, and the balancer knows that it is over: both sides have closed it, or one has reset it.
+    Left,
     /// Its internal endpoint is an outside client, who is kept from the target's eyes: beside it there is the served
     /// session, as of two internal hosts that hairpin.
     Client,

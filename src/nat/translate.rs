@@ -229,13 +229,15 @@ impl Engine {
         if session.state == before {
             return Ok(());
         }
-        if session.state == SessionState::Tcp(TcpState::Reset) {
+        let after = session.state;
+        if after == SessionState::Tcp(TcpState::Reset) {
             session.reset_by = Some(side);
         }
-        let is_answer = session.role == Role::Served
-            && side == Side::Internal
-            && before == SessionState::Tcp(TcpState::SynSent);
+        let is_answer = session.role == Role::Unanswered && side == Side::Internal;
         let answer = is_answer.then_some((session.external, session.internal, reset));
+        if is_answer {
+            session.role = Role::Served;
+        }
         let newly = !session.established
             && matches!(session.state, SessionState::Replied | SessionState::Tcp(TcpState::Established));
         if newly {
@@ -247,6 +249,11 @@ impl Engine {
         if let Some((service, target, refused)) = answer {
             let answer = if refused { Answer::Refused } else { Answer::Accepted };
             self.answered(now, service, target, answer);
+        }
+        match after {
+            SessionState::Tcp(TcpState::Closing) => self.conclude(now, id, CloseReason::Finished),
+            SessionState::Tcp(TcpState::Reset) => self.conclude(now, id, CloseReason::Reset),
+            _ => {}
         }
         self.table.rearm(id, &self.config.timeouts);
         Ok(())

@@ -13,6 +13,7 @@ mod hostile;
 mod lifecycle;
 mod own_traffic;
 mod programs;
+mod services;
 mod wire;
 
 use crate::lab::{self, Failure, Host, Lab, Process, Result};

@@ -20,11 +20,11 @@ struct Fake {
 }
 
 impl Source for Fake {
-    fn listeners(&self) -> Vec<forward::Report> {
-        Vec::new()
+    async fn listeners(&self) -> Result<Vec<forward::Report>, Stopped> {
+        Ok(Vec::new())
     }
 
-    fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
+    async fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
         Err(format!("there is no listener {listener}"))
     }
 

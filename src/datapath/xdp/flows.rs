@@ -146,7 +146,7 @@ impl Flows {
         match (flow.from, flow.to) {
             (Side::External, _) => Rules::ROLE_EXTERNAL,
             // To the address as it is on the wire, the network may have a shorter way than by our internal interface.
-            (Side::Internal, Side::Internal) if self.external.contains(&flow.matches.destination.address) => {
+            (Side::Internal, _) if self.external.contains(&flow.matches.destination.address) => {
                 Rules::ROLE_INTERNAL | Rules::ROLE_EXTERNAL
             }
             (Side::Internal, _) => Rules::ROLE_INTERNAL,
