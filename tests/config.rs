@@ -171,7 +171,17 @@ fn every_mistake_in_a_listener_is_told_with_its_place() {
     parse(base).unwrap();
     for (more, expected) in [
         ("color = 1", "5: forward[0].color: unknown key"),
-        ("mode = \"nat\"", "5: forward[0].mode: \"nat\" is not known; use proxy"),
+        ("mode = \"dsr\"", "5: forward[0].mode: \"dsr\" is not known; use proxy or nat"),
+        ("mode = \"nat\"\nidle_timeout = \"1m\"", "6: forward[0].idle_timeout: is of mode = \"proxy\""),
+        (
+            "[[forward]]\nname = \"b\"\nlisten = \"10.0.0.10:61000\"\nmode = \"nat\"\ntargets = [\"10.0.1.10:1\"]",
+            "port 61000 is one of the host's own (61000-65535); use one below",
+        ),
+        (
+            // Another address, but packets to the port are NAT's at all.
+            "[[forward]]\nname = \"b\"\nlisten = \"10.0.0.11:5000\"\nmode = \"nat\"\ntargets = [\"10.0.1.10:1\"]",
+            "is taken by forward[0].listen",
+        ),
         ("allow = []", "nobody could connect"),
         ("allow = [\"10.0.0.1/8\"]", "has host bits set; use \"10.0.0.0/8\""),
         ("connection_limit = 0", "use a number of connections from 1"),
@@ -425,6 +435,49 @@ fn internal_is_guessed_from_the_internal_interface() {
 
 fn pair(private: [u8; 4], public: Option<[u8; 4]>) -> ExternalAddress {
     ExternalAddress { private: private.into(), public: public.map(Into::into) }
+}
+
+fn forward(text: &str) -> Config {
+    parse(&format!("[[forward]]\nname = \"api\"\nmode = \"nat\"\n{text}")).unwrap()
+}
+
+#[test]
+fn service_is_at_each_external_address_that_it_listens_on() {
+    let two = "[nat]\nexternal_addresses = [{ private = \"10.0.0.10\" }, { private = \"10.0.0.11\" }]";
+    let endpoints = |listen: &str| {
+        let config = forward(&format!("listen = \"{listen}\"\ntargets = [\"10.0.1.10:5000\"]\n{two}"));
+        let services = config::resolve(&config, &host()).unwrap().nat.services;
+        assert!(services.iter().all(|service| service.preserve_client_ip));
+        services.iter().map(|service| service.external.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(endpoints("0.0.0.0:443"), ["10.0.0.10:443", "10.0.0.11:443"]);
+    assert_eq!(endpoints("10.0.0.11:443"), ["10.0.0.11:443"]);
+}
+
+#[test]
+fn service_that_cannot_be_is_an_error_that_names_it() {
+    let taken = HostFacts { ports: vec![(Protocol::TCP, Ipv4Addr::UNSPECIFIED, 443)], ..host() };
+    for (text, host, message) in [
+        (
+            "listen = \"10.0.0.99:443\"\ntargets = [\"10.0.1.10:1\"]",
+            host(),
+            "forward api: listen: 10.0.0.99 is no external address (10.0.0.10)",
+        ),
+        (
+            "listen = \"0.0.0.0:443\"\ntargets = [\"10.0.1.10:1\"]",
+            taken,
+            "forward api: listen: port 443 is taken by a socket of this host",
+        ),
+        (
+            "listen = \"0.0.0.0:443\"\ntargets = [\"10.0.1.10:1\", \"198.51.100.1:1\"]",
+            host(),
+            "forward api: targets: 198.51.100.1 is in no internal prefix",
+        ),
+    ] {
+        let errors = config::resolve(&forward(text), &host).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].to_string().starts_with(message), "{}", errors[0]);
+    }
 }
 
 /// Where the cloud has assigned these addresses.

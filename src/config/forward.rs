@@ -147,10 +147,9 @@ fn listener(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -
     if is_nat {
         config.mode = Mode::Nat { preserve_client_ip: preserve_client_ip.unwrap_or(true) };
     }
-    for key in if is_nat { PROXY_KEYS } else { NAT_KEYS } {
+    for key in PROXY_KEYS.iter().filter(|_| is_nat) {
         if let Some((_, place)) = section.keys().find(|(name, _)| name == key) {
-            let other = if is_nat { "proxy" } else { "nat" };
-            reader.error(&place, format!("is of mode = \"{other}\"; leave it out, or set that mode"));
+            reader.error(&place, "is of mode = \"proxy\"; leave it out, or set that mode");
         }
     }
     config.targets = targets(reader, field, section);
@@ -430,8 +429,7 @@ const KEYS: &[&str] = &[
     "access_log",
     "health",
 ];
-/// Of one mode alone.
-const NAT_KEYS: &[&str] = &["preserve_client_ip"];
+/// Of the proxy alone.
 const PROXY_KEYS: &[&str] = &["idle_timeout", "proxy_protocol", "accept_proxy_protocol"];
 const HEALTH_KEYS: &[&str] = &[
     "type",

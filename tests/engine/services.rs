@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use egret::nat::{Answer, Balancer, CloseReason, Closed, DropReason, Refusal, Service, Side};
+use egret::nat::{Answer, Balancer, CloseReason, Closed, DropReason, Refusal, Side};
 use egret::time::Instant;
 use egret::wire::Endpoint;
 
@@ -81,9 +81,7 @@ impl Balancer for Turns {
 }
 
 fn nat(preserve_client_ip: bool) -> (Nat, Turns) {
-    let service =
-        Service { external: ep(SERVICE), preserve_client_ip, connect_timeout: Duration::from_secs(5) };
-    let mut nat = Nat::with(|c| c.services = vec![service]);
+    let mut nat = Nat::with(|c| c.services = vec![service(SERVICE, preserve_client_ip)]);
     let turns = Turns::default();
     turns.said().targets = vec![ep(ONE), ep(OTHER)];
     nat.engine.set_balancer(Box::new(turns.clone()));
@@ -277,9 +275,7 @@ fn new_connection_on_old_ports_is_chosen_anew() {
 fn port_of_a_service_is_given_to_nobody_else() {
     let mut nat = Nat::with(|c| {
         c.port_range = 2000..=2009;
-        let external = ep((EXTERNAL, 2004));
-        let connect_timeout = Duration::from_secs(5);
-        c.services = vec![Service { external, preserve_client_ip: true, connect_timeout }];
+        c.services = vec![service((EXTERNAL, 2004), true)];
     });
     for host in 2..40 {
         let outcome = nat.out(tcp((ip(&format!("10.0.0.{host}")), 2004), (ip("198.51.100.1"), host), SYN));
@@ -323,10 +319,8 @@ fn icmp_errors_find_both_ends_of_a_hidden_client() {
 
 #[test]
 fn third_party_cannot_send_to_a_hidden_clients_mapping() {
-    let service =
-        Service { external: ep(SERVICE), preserve_client_ip: false, connect_timeout: Duration::from_secs(5) };
     let mut nat = Nat::with(|c| {
-        c.services = vec![service];
+        c.services = vec![service(SERVICE, false)];
         c.filtering = egret::nat::FilteringBehaviour::EndpointIndependent;
     });
     let turns = Turns::default();

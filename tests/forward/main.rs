@@ -6,4 +6,5 @@ mod headers;
 mod listener;
 mod probe;
 mod relay;
+mod service;
 mod target;

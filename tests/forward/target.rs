@@ -66,6 +66,7 @@ pub fn config(targets: &[SocketAddr]) -> Config {
     };
     Config {
         name: "api".to_owned(),
+        mode: egret::forward::Mode::Proxy,
         listen: "127.0.0.1:0".parse().unwrap(),
         limits: balance::Limits::default(),
         group: balance::Config {

@@ -122,8 +122,8 @@ fn server_with_another_way_out_is_seen_to_answer_nobody() -> Result {
 
 #[test]
 fn established_connections_run_in_the_fast_path_and_survive_a_reload() -> Result {
-    for preserve in [true, false] {
-        let lab = Lab::new(Options::default())?;
+    for (preserve, arms) in [(true, Arms::One), (false, Arms::Two)] {
+        let lab = Lab::new(Options { arms, ..Options::default() })?;
         let [one, other] = servers(&lab)?;
         for web in [&one, &other] {
             web.put("large", LARGE)?;

@@ -241,6 +241,10 @@ fn setup(choice: u8, offload_after: Option<u16>) -> Config {
             static_mapping(Protocol::UDP, "192.0.2.1:4001", "10.0.0.3:4001"),
         ];
     }
+    if choice & 192 == 64 {
+        config.static_mappings.clear();
+        config.services = vec![service("192.0.2.1:4000", choice & 32 == 0)];
+    }
     config.offload_after = offload_after;
     config
 }
@@ -259,8 +263,8 @@ impl<F: Carrier> Twins<F> {
     /// `choice` is of a configuration; sessions are offered `after` so many packets.
     pub fn new(choice: u8, seed: u64, after: u16, fast_path: F) -> Self {
         Self {
-            alone: Nat::seeded(setup(choice, None), seed),
-            with: Nat::carried(setup(choice, Some(after)), seed, fast_path),
+            alone: Nat::seeded(setup(choice, None), seed).balanced(ByPort::default()),
+            with: Nat::carried(setup(choice, Some(after)), seed, fast_path).balanced(ByPort::default()),
             after,
             talks: talks(),
             closed: [Vec::new(), Vec::new()],

@@ -2,18 +2,20 @@
 //! under virtual time. Included by each test binary with `#[path]`.
 #![allow(dead_code, unused_imports, reason = "every test binary uses a different part")]
 
+mod balancer;
 mod build;
 mod fast_path;
 mod nat;
 mod steps;
 mod view;
 
+pub use balancer::ByPort;
 pub use build::{ACK, FIN, PSH, RST, SYN, URG};
 pub use build::{
     Build, EndpointLike, PacketLike, ep, fragment, icmp, icmp_error, ip, other, ping, pong, tcp, udp,
 };
 pub use fast_path::{Carrier, FastPath};
-pub use nat::{EXTERNAL, Nat, Outcome, PUBLIC, ROUTER, config, pool, static_mapping};
+pub use nat::{EXTERNAL, Nat, Outcome, PUBLIC, ROUTER, config, pool, service, static_mapping};
 pub use steps::{Step, configuration, walk};
 pub use view::{View, checksum_complaint, reassemble, view};
 

@@ -5,15 +5,15 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use egret::nat::{
-    Config, Counters, DropReason, Engine, Event, ExternalAddress, Offload as Task, SessionRecord, Side,
-    StaticMapping, Transmit, Verdict,
+    Config, Counters, DropReason, Engine, Event, ExternalAddress, Offload as Task, Service, SessionRecord,
+    Side, StaticMapping, Transmit, Verdict,
 };
 use egret::time::Instant;
 use egret::wire::{Endpoint, Offload, Packet, Protocol};
 
 use super::build::{EndpointLike, PacketLike};
 use super::view::{View, view};
-use super::{Carrier, FastPath};
+use super::{ByPort, Carrier, FastPath};
 
 /// The external address on the wire.
 pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -45,6 +45,12 @@ pub fn static_mapping(
     internal: impl EndpointLike,
 ) -> StaticMapping {
     StaticMapping { protocol, external: external.endpoint(), internal: internal.endpoint() }
+}
+
+/// Whose targets are patient for 5 s.
+pub fn service(external: impl EndpointLike, preserve_client_ip: bool) -> Service {
+    let external = external.endpoint();
+    Service { external, preserve_client_ip, connect_timeout: Duration::from_secs(5) }
 }
 
 /// What became of a packet.
@@ -99,6 +105,8 @@ pub struct Nat<F = FastPath> {
     pub lenient: bool,
     /// The last call took flows home.
     held: bool,
+    /// Has the targets of services, unless the engine is given another.
+    pub balancer: ByPort,
 }
 
 impl Default for Nat {
@@ -137,7 +145,15 @@ impl<F: Carrier> Nat<F> {
             transmitted: Vec::new(),
             lenient: false,
             held: false,
+            balancer: ByPort::default(),
         }
+    }
+
+    /// The same, with targets for services.
+    pub fn balanced(mut self, balancer: ByPort) -> Self {
+        self.engine.set_balancer(Box::new(balancer.clone()));
+        self.balancer = balancer;
+        self
     }
 
     /// A packet from inside.
@@ -342,6 +358,7 @@ impl<F: Carrier> Nat<F> {
         assert_eq!(counters.sessions_opened, counters.sessions_closed);
         assert_eq!(self.engine.poll_timeout(), None);
         assert_eq!(self.sessions(), []);
+        assert_eq!(self.balancer.open(), 0, "every connection to a target was told to be over");
         assert_eq!((counters.offloaded, self.fast_path.len()), (0, 0));
     }
 

@@ -56,6 +56,11 @@ pub fn configuration(choice: u8) -> Config {
         static_mapping(Protocol::TCP, "192.0.2.1:4001", "10.0.0.2:4001"),
         static_mapping(Protocol::UDP, "192.0.2.1:4002", "10.0.0.3:99"),
     ];
+    if choice & 3 == 3 {
+        config.services = vec![service("192.0.2.1:4000", choice & 4 == 0)];
+        let last = config.external_addresses[usize::from(choice % 3)].private;
+        config.services.push(service((last, 4003), choice & 8 == 0));
+    }
     config
 }
 
@@ -114,7 +119,7 @@ fn assert_sessions_are_distinct(nat: &Nat) {
 /// # Panics
 /// If not.
 pub fn walk(choice: u8, seed: u64, steps: &[Step]) {
-    let mut nat = Nat::seeded(configuration(choice), seed);
+    let mut nat = Nat::seeded(configuration(choice), seed).balanced(ByPort::cutting(5));
     for (number, step) in steps.iter().enumerate() {
         match step {
             Step::Packet { side, from, to, kind, port, mutate, cut } => {
