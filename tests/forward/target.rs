@@ -8,6 +8,7 @@ use egret::balance::{self, HealthCheck, State, TargetSnapshot};
 use egret::forward::{Check, Config, Listener, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// A server that greets whoever connects with its name, and sends back what comes.
@@ -15,6 +16,8 @@ pub struct Target {
     pub address: SocketAddr,
     name: String,
     serving: JoinSet<()>,
+    /// Takes no more connections once this is told.
+    deaf: Arc<Notify>,
 }
 
 impl Target {
@@ -29,14 +32,25 @@ impl Target {
         let address = listener.local_addr().unwrap();
         let mut serving = JoinSet::new();
         let greeting = name.to_owned();
+        let deaf = Arc::new(Notify::new());
+        let told = Arc::clone(&deaf);
         serving.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(echo(stream, greeting.clone()));
+                tokio::select! {
+                    accepted = listener.accept() => connections.spawn(echo(accepted.unwrap().0, greeting.clone())),
+                    () = told.notified() => break,
+                };
             }
+            drop(listener);
+            while connections.join_next().await.is_some() {}
         });
-        Self { address, name: name.to_owned(), serving }
+        Self { address, name: name.to_owned(), serving, deaf }
+    }
+
+    /// Refuses connections from now on, and keeps those that it has.
+    pub fn stop_listening(&self) {
+        self.deaf.notify_one();
     }
 
     /// Is gone, with all of its connections.
