@@ -4,6 +4,7 @@
 //! Nothing here is on a packet's path, and no error of an API ends anything: callers get an error or a state and
 //! go on. Refused: version 1 of that service, answers that do not parse, retries without a bound on their rate.
 
+mod call;
 mod imds;
 mod source_dest_check;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 
+pub use call::{Backoff, Calls, Failure, Outcome, once};
 pub use imds::{Address, Error, Identity, Imds};
 pub use source_dest_check::{SourceDestCheck, State, Timing};
 

@@ -4,23 +4,21 @@
 //! Observes with `DescribeNetworkInterfaces` and writes with `ModifyNetworkInterfaceAttribute` only when the check
 //! is seen on. The SDK's own retries are off: one request an attempt, at a rate that is decided here.
 
-use std::error::Error as StdError;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::AttributeBooleanValue;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::call::{self, Backoff, Calls, once};
 
 /// Keeps the check of one interface off for as long as [`run`](Self::run) is polled.
 #[derive(Debug)]
 pub struct SourceDestCheck {
     client: Client,
+    calls: Calls,
     eni: String,
     timing: Timing,
     state: watch::Sender<State>,
@@ -67,12 +65,14 @@ impl SourceDestCheck {
     /// For the interface `eni`, with the credentials, region and endpoint of `config`. Makes no request yet.
     #[must_use]
     pub fn new(config: &SdkConfig, eni: &str, timing: Timing) -> Self {
-        let config = aws_sdk_ec2::config::Builder::from(config)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_timeout(timing.call_timeout).build())
-            .build();
-        let client = Client::from_conf(config);
-        Self { client, eni: eni.to_owned(), timing, state: watch::Sender::new(State::Unknown) }
+        let client = Client::new(&once(config, timing.call_timeout));
+        Self {
+            client,
+            calls: Calls::default(),
+            eni: eni.to_owned(),
+            timing,
+            state: watch::Sender::new(State::Unknown),
+        }
     }
 
     /// The state as it changes. The sender goes when `run`'s future is dropped.
@@ -83,23 +83,24 @@ impl SourceDestCheck {
 
     /// Observes and mends for ever; drop the future to stop. Needs a tokio runtime with time and IO.
     pub async fn run(self) {
-        let mut failures = 0;
+        let mut backoff = Backoff::new(self.timing.backoff, self.timing.max_backoff);
         let mut was_off = false;
         let mut logged: Option<(String, Instant)> = None;
         loop {
             let wait = match self.pass().await {
                 Ok(switched) => {
                     let eni = &self.eni;
+                    let had_failed = backoff.succeeded();
                     match (switched, was_off) {
                         (true, true) => {
                             tracing::warn!(eni, "source/dest check had been switched on, off again");
                         }
                         (true, false) => tracing::info!(eni, "source/dest check switched off"),
                         (false, false) => tracing::info!(eni, "source/dest check is off"),
-                        (false, true) if failures > 0 => tracing::info!(eni, "source/dest check is still off"),
+                        (false, true) if had_failed => tracing::info!(eni, "source/dest check is still off"),
                         (false, true) => {}
                     }
-                    (failures, was_off, logged) = (0, true, None);
+                    (was_off, logged) = (true, None);
                     self.set(State::Off);
                     self.timing.interval
                 }
@@ -113,8 +114,7 @@ impl SourceDestCheck {
                         logged = Some((reason.clone(), Instant::now()));
                     }
                     self.set(State::Failed(reason));
-                    failures += 1;
-                    backoff(&self.timing, failures, RandomState::new().hash_one(failures))
+                    backoff.failed()
                 }
             };
             tokio::time::sleep(wait).await;
@@ -124,7 +124,7 @@ impl SourceDestCheck {
     /// Whether the check was on and had to be switched off.
     async fn pass(&self) -> Result<bool, Failure> {
         let request = self.client.describe_network_interfaces().network_interface_ids(&self.eni);
-        let answer = request.send().await.map_err(|error| failure("ec2:DescribeNetworkInterfaces", &error))?;
+        let answer = self.calls.make("ec2:DescribeNetworkInterfaces", request.send()).await?;
         let is_on = answer
             .network_interfaces()
             .iter()
@@ -134,8 +134,8 @@ impl SourceDestCheck {
         if is_on {
             let off = AttributeBooleanValue::builder().value(false).build();
             let request = self.client.modify_network_interface_attribute().network_interface_id(&self.eni);
-            let answer = request.source_dest_check(off).send().await;
-            answer.map_err(|error| failure("ec2:ModifyNetworkInterfaceAttribute", &error))?;
+            let request = request.source_dest_check(off).send();
+            self.calls.make("ec2:ModifyNetworkInterfaceAttribute", request).await?;
         }
         Ok(is_on)
     }
@@ -149,65 +149,11 @@ impl SourceDestCheck {
     }
 }
 
-/// Why a pass failed; `action` is named as in an IAM policy.
+/// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("the instance's role does not allow {action}")]
-    Unauthorized { action: &'static str },
-    #[error("{action} failed: {reason}")]
-    Call { action: &'static str, reason: String },
+    #[error(transparent)]
+    Call(#[from] call::Failure),
     #[error("ec2:DescribeNetworkInterfaces does not show the interface's source/dest check")]
     NotShown,
-}
-
-fn failure<E>(action: &'static str, error: &SdkError<E>) -> Failure
-where
-    E: ProvideErrorMetadata + StdError + 'static,
-{
-    let reason = match (error.code(), error.message()) {
-        // Its message is an encoded blob without use for a reader.
-        (Some("UnauthorizedOperation"), _) => return Failure::Unauthorized { action },
-        (Some(code), message) => format!("{code}: {}", message.unwrap_or_default()),
-        (None, _) => causes(error),
-    };
-    Failure::Call { action, reason: reason.chars().take(MAX_REASON_CHARS).collect() }
-}
-
-/// The messages of an error and of what caused it: the SDK's outermost one says only "dispatch failure".
-fn causes(error: &dyn StdError) -> String {
-    let mut chain = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        chain.push_str(": ");
-        chain.push_str(&error.to_string());
-        cause = error.source();
-    }
-    chain
-}
-
-/// The wait after `failures` failures in a row, at least one. `random` spreads it, so that instances that failed
-/// together do not come back together.
-fn backoff(timing: &Timing, failures: u32, random: u64) -> Duration {
-    let doubled = timing.backoff.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
-    let longest = doubled.min(timing.max_backoff);
-    let thousandths = 500 + u32::try_from(random % 501).unwrap_or(0);
-    longest * thousandths / 1000
-}
-
-const MAX_REASON_CHARS: usize = 300;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_to_its_limit_and_is_spread_over_the_upper_half() {
-        let timing = Timing::default();
-        assert_eq!(backoff(&timing, 1, 500), Duration::from_secs(1));
-        assert_eq!(backoff(&timing, 1, 0), Duration::from_millis(500));
-        assert_eq!(backoff(&timing, 4, 500), Duration::from_secs(8));
-        assert_eq!(backoff(&timing, 7, 500), Duration::from_mins(1));
-        assert_eq!(backoff(&timing, u32::MAX, 500), Duration::from_mins(1));
-        assert_eq!(backoff(&timing, u32::MAX, 0), Duration::from_secs(30));
-    }
 }

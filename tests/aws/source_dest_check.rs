@@ -215,13 +215,10 @@ async fn the_action_that_the_role_lacks_is_named() {
 #[tokio::test]
 async fn every_failure_is_a_state_and_is_recovered_from() {
     for (fault, named) in [
-        (Fault::Closed, "ec2:DescribeNetworkInterfaces failed: dispatch failure: "),
-        (Fault::Silence, "ec2:DescribeNetworkInterfaces failed: request has timed out: "),
-        (Fault::Rubbish, "ec2:DescribeNetworkInterfaces failed: "),
-        (
-            Fault::Throttled,
-            "ec2:DescribeNetworkInterfaces failed: RequestLimitExceeded: Request limit exceeded.",
-        ),
+        (Fault::Closed, "ec2:DescribeNetworkInterfaces has no answer: dispatch failure: "),
+        (Fault::Silence, "ec2:DescribeNetworkInterfaces has no answer: request has timed out: "),
+        (Fault::Rubbish, "ec2:DescribeNetworkInterfaces has no answer: "),
+        (Fault::Throttled, "ec2:DescribeNetworkInterfaces is throttled: RequestLimitExceeded"),
         (
             Fault::OtherInterface,
             "ec2:DescribeNetworkInterfaces does not show the interface's source/dest check",
