@@ -119,6 +119,19 @@ pub struct ListenerReport {
     pub bytes_to_target: u64,
     pub bytes_to_client: u64,
     pub targets: Vec<TargetReport>,
+    /// Set if clients come by TLS.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tls: Option<TlsReport>,
+}
+
+/// What clients of a listener come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsReport {
+    /// When the certificate ends, in seconds since 1970; absent if it does not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expiry: Option<u64>,
+    /// Whether they need a certificate.
+    pub mutual: bool,
 }
 
 /// A target, and how it is.

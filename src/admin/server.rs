@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
+    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts, TlsReport,
     SessionQuery, Sessions, Status, TargetReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
@@ -300,7 +300,7 @@ fn filter(query: &SessionQuery) -> Result<SessionFilter, String> {
 }
 
 fn listener(report: forward::Report) -> ListenerReport {
-    let forward::Report { name, listen, mode, counters, admission, group, half_open } = report;
+    let forward::Report { name, listen, mode, counters, admission, group, half_open, tls } = report;
     let refused = Refusal::ALL.map(|refusal| (refusal.label().to_owned(), admission.refused(refusal)));
     let ended = [
         ("closed", counters.closed),
@@ -310,6 +310,7 @@ fn listener(report: forward::Report) -> ListenerReport {
         ("cut", counters.cut),
         ("unserved", counters.unserved),
         ("bad_header", counters.bad_headers),
+        ("handshake_failed", counters.handshakes_failed),
     ];
     ListenerReport {
         name,
@@ -331,6 +332,7 @@ fn listener(report: forward::Report) -> ListenerReport {
             .iter()
             .map(|of| target(of, half_open.iter().find(|half_open| half_open.target == of.address)))
             .collect(),
+        tls: tls.map(|forward::tls::Report { expiry, mutual }| TlsReport { expiry, mutual }),
     }
 }
 

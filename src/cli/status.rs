@@ -4,11 +4,12 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
-use crate::admin::{FastPathReport, ListenerReport, Status, TrafficReport};
+use crate::admin::{FastPathReport, ListenerReport, Status, TlsReport, TrafficReport};
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
     let status = Client::connect(&ask.socket)?.status()?;
@@ -133,6 +134,9 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
         "backups" => writeln!(out, ": only backups are healthy")?,
         _ => writeln!(out)?,
     }
+    if let Some(tls) = &listener.tls {
+        write_tls(out, tls)?;
+    }
     let (connections, opened) = (count((*connections).into()), count(*opened));
     let (to, from) = (bytes(listener.bytes_to_target), bytes(listener.bytes_to_client));
     writeln!(out, "{:<12}{connections} connections, {opened} opened, {to} in, {from} out", "")?;
@@ -165,6 +169,15 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
         }
     }
     Ok(())
+}
+
+fn write_tls(out: &mut dyn Write, tls: &TlsReport) -> io::Result<()> {
+    let clients = if tls.mutual { "clients need a certificate" } else { "clients need no certificate" };
+    write!(out, "{:<12}TLS, {clients}", "")?;
+    match tls.expiry.and_then(|expiry| UNIX_EPOCH.checked_add(Duration::from_secs(expiry))) {
+        Some(expiry) => writeln!(out, "; its own ends {}", humantime::format_rfc3339_seconds(expiry)),
+        None => writeln!(out),
+    }
 }
 
 fn write_drops(out: &mut dyn Write, status: &Status) -> io::Result<()> {
@@ -294,6 +307,7 @@ mod tests {
                     unanswered: 12_345,
                     astray: true,
                 }],
+                tls: Some(TlsReport { expiry: Some(1_800_000_000), mutual: true }),
             }],
         }
     }
@@ -311,6 +325,13 @@ mod tests {
             assert!(line.chars().count() <= WIDTH, "{line}");
         }
         assert!(text.contains("192.0.2.6 (public 203.0.113.6)"), "{text}");
+    }
+
+    #[test]
+    fn status_shows_until_when_the_certificate_is_good() {
+        let text = text(&status());
+        let expected = "TLS, clients need a certificate; its own ends 2027-01-15T08:00:00Z\n";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::reader::{Field, Located, Reader, Section, quoted};
 use super::render::{optional, string, word};
-use super::{HOST_PORTS, is_host_address, keys};
+use super::{HOST_PORTS, is_host_address, keys, tls};
 use crate::balance::{self, Algorithm, HealthCheck, Limits, MOST_TARGETS, OnUnhealthy, Stickiness, Target};
 use crate::forward::proxy_protocol::Version;
 use crate::forward::{Check, Config, HttpQuestion, Mode, Question};
@@ -96,6 +96,7 @@ pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(out, "{}", time("connect_timeout", config.connect_timeout))?;
     if config.mode == Mode::Proxy {
         writeln!(out, "{}", time("idle_timeout", config.idle_timeout))?;
+        writeln!(out, "{}", time("keepalive", config.keepalive.unwrap_or_default()))?;
     }
     writeln!(out, "{}", time("deregistration_delay", group.deregistration_delay))?;
     writeln!(out, "on_unhealthy = \"{}\"", word(ON_UNHEALTHY, group.on_unhealthy))?;
@@ -105,10 +106,17 @@ pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     }
     writeln!(out, "access_log = {}", config.access_log)?;
     writeln!(out, "\n[forward.health]")?;
+    let kind = match &config.check.question {
+        Question::Tcp => Kind::Tcp,
+        Question::Http(_) => Kind::Http,
+        Question::Https(_) => Kind::Https,
+    };
+    writeln!(out, "type = \"{}\"", word(TYPES, kind))?;
     match &config.check.question {
-        Question::Tcp => writeln!(out, "type = \"tcp\"")?,
-        Question::Http(HttpQuestion { path, host, matcher }) => {
-            writeln!(out, "type = \"http\"\npath = {}", string(path))?;
+        Question::Tcp => {}
+        Question::Http(question) | Question::Https(question) => {
+            let HttpQuestion { path, host, matcher } = question;
+            writeln!(out, "path = {}", string(path))?;
             optional(out, "host", host.as_deref().map(string), "the target's address")?;
             let range = |range: &RangeInclusive<u16>| format!("{}-{}", range.start(), range.end());
             writeln!(out, "matcher = \"{}\"", matcher.iter().map(range).collect::<Vec<_>>().join(","))?;
@@ -118,7 +126,8 @@ pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(out, "{}", time("interval", group.health.interval))?;
     writeln!(out, "{}", time("timeout", group.health.timeout))?;
     writeln!(out, "healthy_threshold = {}", group.health.healthy_threshold)?;
-    writeln!(out, "unhealthy_threshold = {}", group.health.unhealthy_threshold)
+    writeln!(out, "unhealthy_threshold = {}", group.health.unhealthy_threshold)?;
+    config.tls.as_ref().map_or(Ok(()), |config| tls::write(out, config))
 }
 
 /// What holds for all that a section leaves out.
@@ -136,6 +145,8 @@ fn defaults() -> Config {
         proxy_protocol: None,
         accept_proxy_protocol: false,
         access_log: false,
+        tls: None,
+        keepalive: None,
     }
 }
 
@@ -168,6 +179,13 @@ fn listener(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -
     if let Some(time) = reader.duration(section, "idle_timeout", &IDLE_TIMEOUT) {
         config.idle_timeout = time.value;
     }
+    if let Some(time) = reader.duration(section, "keepalive", &KEEPALIVE) {
+        config.keepalive = Some(time.value).filter(|time| !time.is_zero());
+        // tcp(7) counts in seconds.
+        if time.value.subsec_nanos() > 0 {
+            reader.error(&time.place, "not of whole seconds; use such as \"30s\", or \"0s\" for none");
+        }
+    }
     config.access_log = reader.boolean(section, "access_log").unwrap_or_default();
     config.group.algorithm = reader.choice(section, "algorithm", ALGORITHMS).unwrap_or_default();
     config.group.on_unhealthy = reader.choice(section, "on_unhealthy", ON_UNHEALTHY).unwrap_or_default();
@@ -186,13 +204,14 @@ fn listener(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -
     config.proxy_protocol = reader.choice(section, "proxy_protocol", PROXY_PROTOCOLS).unwrap_or_default();
     config.accept_proxy_protocol = reader.boolean(section, "accept_proxy_protocol").unwrap_or_default();
     config.check.proxy_protocol = config.proxy_protocol;
+    config.tls = tls::read(reader, section);
     config
 }
 
 fn health_check(reader: &mut Reader<'_>, section: &Section<'_>) -> (HealthCheck, Check) {
     let kind = reader.choice(section, "type", TYPES).unwrap_or_default();
     let mut health = HealthCheck::default();
-    if kind == Kind::Http {
+    if kind != Kind::Tcp {
         health.timeout = HealthCheck::HTTP_TIMEOUT;
     }
     if let Some(interval) = reader.duration(section, "interval", &INTERVAL) {
@@ -220,20 +239,25 @@ fn health_check(reader: &mut Reader<'_>, section: &Section<'_>) -> (HealthCheck,
         Kind::Tcp => {
             for key in ["path", "host", "matcher"] {
                 if let Some((_, place)) = section.keys().find(|(name, _)| *name == key) {
-                    reader.error(&place, "is of HTTP; set type = \"http\" beside it");
+                    reader.error(&place, "is of HTTP; set type = \"http\" or \"https\" beside it");
                 }
             }
             Question::Tcp
         }
-        Kind::Http => Question::Http(HttpQuestion {
-            path: reader.parsed(section, "path", path).map_or_else(|| "/".to_owned(), |path| path.value),
-            host: reader.parsed(section, "host", host).map(|host| host.value),
-            matcher: reader
-                .parsed(section, "matcher", matcher)
-                .map_or_else(|| vec![200..=399], |found| found.value),
-        }),
+        Kind::Http => Question::Http(http_question(reader, section)),
+        Kind::Https => Question::Https(http_question(reader, section)),
     };
     (health, Check { question, port: port.filter(|port| *port != 0), proxy_protocol: None })
+}
+
+fn http_question(reader: &mut Reader<'_>, section: &Section<'_>) -> HttpQuestion {
+    let (path, host) = (reader.parsed(section, "path", path), reader.parsed(section, "host", host));
+    let matcher = reader.parsed(section, "matcher", matcher);
+    HttpQuestion {
+        path: path.map_or_else(|| "/".to_owned(), |path| path.value),
+        host: host.map(|host| host.value),
+        matcher: matcher.map_or_else(|| vec![200..=399], |matcher| matcher.value),
+    }
 }
 
 /// Addresses, or tables with an address, a weight, and whether it is a backup.
@@ -394,11 +418,13 @@ pub(super) enum Kind {
     #[default]
     Tcp,
     Http,
+    Https,
 }
 
 /// Whether the NAT engine carries connections.
 pub(super) const MODES: &[(&str, bool)] = &[("proxy", false), ("nat", true)];
-pub(super) const TYPES: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("http", Kind::Http)];
+pub(super) const TYPES: &[(&str, Kind)] =
+    &[("tcp", Kind::Tcp), ("http", Kind::Http), ("https", Kind::Https)];
 pub(super) const ALGORITHMS: &[(&str, Algorithm)] = &[
     ("flow-hash", Algorithm::FlowHash),
     ("round-robin", Algorithm::RoundRobin),
@@ -422,15 +448,17 @@ const KEYS: &[&str] = &[
     "new_connections_per_second",
     "connect_timeout",
     "idle_timeout",
+    "keepalive",
     "deregistration_delay",
     "on_unhealthy",
     "proxy_protocol",
     "accept_proxy_protocol",
     "access_log",
     "health",
+    "tls",
 ];
 /// Of the proxy alone.
-const PROXY_KEYS: &[&str] = &["idle_timeout", "proxy_protocol", "accept_proxy_protocol"];
+const PROXY_KEYS: &[&str] = &["idle_timeout", "keepalive", "proxy_protocol", "accept_proxy_protocol", "tls"];
 const HEALTH_KEYS: &[&str] = &[
     "type",
     "path",
@@ -454,6 +482,8 @@ const MOMENT: Duration = Duration::from_millis(10);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(300);
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
+/// The most that tcp(7) takes.
+const KEEPALIVE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(32_767);
 const DEREGISTRATION_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 const STICKINESS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(300);

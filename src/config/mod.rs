@@ -12,6 +12,7 @@ mod problem;
 mod reader;
 mod render;
 mod resolve;
+mod tls;
 
 use std::io::Read;
 use std::net::Ipv4Addr;

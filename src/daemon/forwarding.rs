@@ -32,17 +32,23 @@ impl Forwarding {
     /// Binds what is new. Nothing has changed yet.
     ///
     /// # Errors
-    /// An address cannot be listened on.
+    /// An address cannot be listened on, or what TLS needs is not there.
     pub(super) fn prepare(&self, wanted: &[Config]) -> Result<Prepared, Error> {
         let running = self.lock();
-        let proxies = wanted.iter().filter(|config| config.mode == Mode::Proxy);
-        let prepare = |config: &Config| {
+        let prepare = |(index, config): (usize, &Config)| {
+            let known = running.get(&config.listen).and_then(|running| running.listener.tls());
+            // Files that are in use already may be bad by now: that is no reason to change nothing else.
+            if let Some(tls) = config.tls.as_ref().filter(|tls| known.as_ref() != Some(tls)) {
+                let entry = format!("forward[{index}]");
+                forward::tls::check(tls).map_err(|error| Error::Tls { entry, error })?;
+            }
             if running.contains_key(&config.listen) {
                 return Ok((config.clone(), None));
             }
             let failed = |source| Error::Listen { address: config.listen, source };
             Ok((config.clone(), Some(forward::bind(config.listen).map_err(failed)?)))
         };
+        let proxies = wanted.iter().enumerate().filter(|(_, config)| config.mode == Mode::Proxy);
         proxies.map(prepare).collect::<Result<_, _>>().map(Prepared)
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -20,8 +20,9 @@ use super::group::{Claim, TargetGroup};
 use super::pipe::Pipes;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
-use super::relay::{Ended, Relayed, Side, relay};
+use super::relay::{Ended, Relayed, Side};
 use super::service::HalfOpen;
+use super::tls::{self, Certificates, Client, shake_hands};
 use crate::balance::{self, Admission, AdmissionCounters, CheckError, ConfigError, Limits, Snapshot, Target};
 
 /// What a listener forwards, and how.
@@ -45,6 +46,10 @@ pub struct Config {
     pub accept_proxy_protocol: bool,
     /// A line in the log for each connection.
     pub access_log: bool,
+    /// Clients come by TLS.
+    pub tls: Option<tls::Config>,
+    /// How often both sides are asked whether they are still there, when they are silent.
+    pub keepalive: Option<Duration>,
 }
 
 /// Who carries a listener's connections.
@@ -67,7 +72,7 @@ pub struct Listener {
     shared: Arc<Shared>,
     stop: watch::Sender<()>,
     accepting: JoinHandle<()>,
-    probing: JoinHandle<()>,
+    following: JoinHandle<()>,
 }
 
 /// What is to be seen of a listener.
@@ -81,6 +86,7 @@ pub struct Report {
     pub group: Snapshot,
     /// Targets that leave clients waiting; the proxy has none, since it asks another one.
     pub half_open: Vec<HalfOpen>,
+    pub tls: Option<tls::Report>,
 }
 
 /// Of all connections so far.
@@ -100,6 +106,8 @@ pub struct Counters {
     pub unserved: u64,
     /// They did not begin with a header of the PROXY protocol, as they had to.
     pub bad_headers: u64,
+    /// Their TLS handshake did not come about.
+    pub handshakes_failed: u64,
 }
 
 impl Counters {
@@ -125,6 +133,9 @@ pub enum Error {
     Listen { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// `entry` is what is wrong in: its section, or its name.
+    #[error("{entry}.tls.{}: {error}", .error.key)]
+    Tls { entry: String, error: tls::Error },
 }
 
 #[derive(Debug)]
@@ -133,6 +144,7 @@ struct Shared {
     group: TargetGroup,
     admission: Mutex<Admission>,
     pipes: Arc<Pipes>,
+    certificates: Certificates,
     counted: Counted,
 }
 
@@ -147,6 +159,7 @@ struct Counted {
     cut: AtomicU64,
     unserved: AtomicU64,
     bad_headers: AtomicU64,
+    handshakes_failed: AtomicU64,
 }
 
 /// Binds a socket and has it listen. Clients wait in its queue until it is given to a [`Listener`].
@@ -182,28 +195,36 @@ impl Listener {
         let group =
             TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), &config.targets, seed)?;
         let admission = Admission::new(config.limits.clone(), seed)?;
+        let certificates = Certificates::new(&config.name, config.tls.as_ref());
+        let certificates =
+            certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
         let shared = Arc::new(Shared {
             config: Mutex::new(Arc::new(config)),
             group,
             admission: Mutex::new(admission),
             pipes,
+            certificates,
             counted: Counted::default(),
         });
         let (stop, stopping) = watch::channel(());
         let accepting = tokio::spawn(accept(socket, Arc::clone(&shared), stopping));
         let followed = Arc::clone(&shared);
-        let probing = tokio::spawn(async move { followed.group.follow().await });
-        Ok(Self { shared, stop, accepting, probing })
+        let following = tokio::spawn(async move {
+            tokio::join!(followed.group.follow(), followed.certificates.follow());
+        });
+        Ok(Self { shared, stop, accepting, following })
     }
 
     /// Changes what it does from the next connection on. It goes on listening where it does: `config.listen` is not
     /// looked at.
     ///
     /// # Errors
-    /// See [`ConfigError`]; then nothing has changed.
-    pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
+    /// See [`Error`]; then nothing has changed, but for certificates.
+    pub fn reconfigure(&self, config: Config) -> Result<(), Error> {
         // The door's limits are checked first, and by a door that nobody uses.
         Admission::new(config.limits.clone(), [0; 16])?;
+        let certificates = self.shared.certificates.reconfigure(config.tls.as_ref());
+        certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
         self.shared.group.reconfigure(config.group.clone(), config.check.clone(), &config.targets)?;
         self.shared.admission().reconfigure(config.limits.clone())?;
         *lock(&self.shared.config) = Arc::new(config);
@@ -214,6 +235,12 @@ impl Listener {
     #[must_use]
     pub fn set_draining(&self, target: SocketAddr, draining: bool) -> bool {
         self.shared.group.set_draining(target, draining)
+    }
+
+    /// What clients are shown, if they come by TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<tls::Config> {
+        self.shared.config().tls.clone()
     }
 
     /// What is to be seen now.
@@ -228,6 +255,7 @@ impl Listener {
             counters: self.shared.counted.now(),
             admission: self.shared.admission().counters(),
             group: self.shared.group.snapshot(),
+            tls: self.shared.certificates.report(),
         }
     }
 
@@ -242,7 +270,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         // Connections are tasks of the one that accepts them.
         self.accepting.abort();
-        self.probing.abort();
+        self.following.abort();
     }
 }
 
@@ -270,24 +298,38 @@ impl Shared {
                 }
             }
         }
+        let client = match self.certificates.current() {
+            None => Client::Plain(client),
+            Some(server) => match Box::pin(shake_hands(client, server)).await {
+                Ok(client) => client,
+                Err(error) => {
+                    tracing::debug!(listener = config.name, client = %address, %error, "handshake failed");
+                    self.counted.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            },
+        };
         let header = config.proxy_protocol.map(|version| proxy_protocol::encode(version, address, listener));
         let Some((mut to_target, claim)) = self.connect(&config, address).await else {
-            refuse(&client);
+            refuse(client.socket());
             self.counted.unserved.fetch_add(1, Ordering::Relaxed);
             if config.access_log {
                 tracing::info!(listener = config.name, client = %address, ended = "no target", "connection");
             }
             return;
         };
-        // Data goes on as it comes, in whatever pieces.
-        for stream in [&client, &to_target] {
+        for stream in [client.socket(), &to_target] {
+            // Data goes on as it comes, in whatever pieces.
             let _ = stream.set_nodelay(true);
+            if let Some(interval) = config.keepalive {
+                let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive(interval));
+            }
         }
         if let Some(header) = header {
             // It fits the empty buffer; if the target is gone already, the relay finds out.
             let _ = to_target.write_all(&header).await;
         }
-        let relayed = relay(client, to_target, &self.pipes, config.idle_timeout, claim.is_cut()).await;
+        let relayed = client.relay(to_target, &self.pipes, config.idle_timeout, claim.is_cut()).await;
         self.counted.add(relayed);
         if config.access_log {
             tracing::info!(
@@ -356,6 +398,7 @@ impl Counted {
             cut: of(&self.cut),
             unserved: of(&self.unserved),
             bad_headers: of(&self.bad_headers),
+            handshakes_failed: of(&self.handshakes_failed),
         }
     }
 }
@@ -432,6 +475,11 @@ async fn take_header(client: &mut TcpStream) -> Result<Header, HeaderError> {
             return Ok(header);
         }
     }
+}
+
+/// A peer that is gone is noticed after four intervals.
+fn keepalive(interval: Duration) -> TcpKeepalive {
+    TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(3)
 }
 
 /// Closing then resets it.

@@ -3,7 +3,8 @@
 //! Owns listeners and the connections that came by them, each of which is a client's on one side and a target's on the
 //! other. Which target that is, and whether it is well, is [`crate::balance`]'s judgement; here it is asked and acted
 //! upon. `listener` is where a connection's way begins, `group` has the targets, `probe` asks them, `relay` carries the
-//! data through a `pipe`. A `service` is a listener whose connections the NAT engine carries.
+//! data through a `pipe`; `tls` is around that, if clients are to come by TLS. A `service` is a listener whose connections
+//! the NAT engine carries.
 
 mod group;
 mod listener;
@@ -12,6 +13,7 @@ mod probe;
 pub mod proxy_protocol;
 mod relay;
 mod service;
+pub mod tls;
 
 pub use group::log;
 pub use listener::{Config, Counters, Error, Listener, Mode, Report, bind};

@@ -11,12 +11,13 @@ use hyper::client::conn::http1;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::proxy_protocol::{self, Version};
+use super::tls;
 use crate::balance::CheckError;
 
 /// How a target is asked.
@@ -37,6 +38,8 @@ pub enum Question {
     Tcp,
     /// To answer a GET with a status that is looked for.
     Http(HttpQuestion),
+    /// The same by TLS. Its certificate may be anybody's.
+    Https(HttpQuestion),
 }
 
 /// A GET by HTTP/1.1.
@@ -44,7 +47,7 @@ pub enum Question {
 pub struct HttpQuestion {
     /// With the query.
     pub path: String,
-    /// The header; the target's address if unset.
+    /// The header, and with TLS the name that is asked for; the target's address if unset.
     pub host: Option<String>,
     /// Statuses of a healthy target.
     pub matcher: Vec<RangeInclusive<u16>>,
@@ -71,6 +74,13 @@ impl Check {
                     self.introduce(&mut stream).await?;
                     question.ask(stream, address).await.map(Some)
                 }
+                Question::Https(question) => {
+                    self.introduce(&mut stream).await?;
+                    match tls::check::connect(stream, address, question.host.as_deref()).await? {
+                        Some(stream) => question.ask(stream, address).await.map(Some),
+                        None => Ok(None),
+                    }
+                }
             }
         };
         timeout(within, asking).await.unwrap_or(Err(CheckError::TimedOut))
@@ -89,7 +99,11 @@ impl Check {
 }
 
 impl HttpQuestion {
-    async fn ask(&self, stream: TcpStream, address: SocketAddr) -> Result<(), CheckError> {
+    async fn ask(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        address: SocketAddr,
+    ) -> Result<(), CheckError> {
         let host = self.host.clone().unwrap_or_else(|| address.to_string());
         let request = Request::get(&self.path)
             .header(header::HOST, host)

@@ -69,8 +69,6 @@ pub async fn relay(
     idle: Duration,
     cut: impl Future<Output = ()>,
 ) -> Relayed {
-    // Also of a relay that is dropped.
-    let mut unfinished = Unfinished { streams: [&client, &target], finished: false };
     let activity = Activity::new();
     let [to_target, to_client] = [Way::new(&client, &target), Way::new(&target, &client)];
     let both = async {
@@ -79,17 +77,31 @@ pub async fn relay(
             to_client.carry(pipes, &activity, Side::Target)
         )
     };
+    let ended = supervise([&client, &target], both, &activity, idle, cut).await;
+    Relayed { bytes_to_target: to_target.bytes(), bytes_to_client: to_client.bytes(), ended }
+}
+
+/// Waits until `both` directions are done, a side has failed, there was no activity for `idle`, or `cut` is done. Unless
+/// all is done, and also if it is dropped, the sockets of client and target will be reset when they are closed.
+pub(super) async fn supervise<T>(
+    [client, target]: [&TcpStream; 2],
+    both: impl Future<Output = Result<T, Ended>>,
+    activity: &Activity,
+    idle: Duration,
+    cut: impl Future<Output = ()>,
+) -> Ended {
+    let mut unfinished = Unfinished { streams: [client, target], finished: false };
     let ended = tokio::select! {
         // What has come is passed on before anything else is looked at.
         biased;
         done = both => done.map_or_else(|ended| ended, |_| Ended::Closed),
-        () = failure(&client) => Ended::Reset(Side::Client),
-        () = failure(&target) => Ended::Reset(Side::Target),
+        () = failure(client) => Ended::Reset(Side::Client),
+        () = failure(target) => Ended::Reset(Side::Target),
         () = activity.silence(idle) => Ended::Idle,
         () = cut => Ended::Cut,
     };
     unfinished.finished = ended == Ended::Closed;
-    Relayed { bytes_to_target: to_target.bytes(), bytes_to_client: to_client.bytes(), ended }
+    ended
 }
 
 /// Has both connections reset, unless they are finished.
@@ -180,18 +192,18 @@ async fn failure(stream: &TcpStream) {
 }
 
 /// When data was last seen.
-struct Activity {
+pub(super) struct Activity {
     start: Instant,
     /// Since then.
     last_millis: AtomicU64,
 }
 
 impl Activity {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { start: Instant::now(), last_millis: AtomicU64::new(0) }
     }
 
-    fn note(&self) {
+    pub(super) fn note(&self) {
         let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_millis.store(millis, Ordering::Relaxed);
     }

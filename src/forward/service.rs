@@ -223,6 +223,7 @@ impl Service {
             admission: self.admission.counters(),
             half_open: group.targets.iter().filter_map(|target| self.half_open(target)).collect(),
             group,
+            tls: None,
         }
     }
 
