@@ -187,14 +187,36 @@ fn every_mistake_in_a_listener_is_told_with_its_place() {
         ("connection_limit = 0", "use a number of connections from 1"),
         ("idle_timeout = \"0s\"", "is out of range; use a time from 1s"),
         ("proxy_protocol = \"v3\"", "\"v3\" is not known; use off, v1 or v2"),
-        ("[forward.health]\ntype = \"icmp\"", "\"icmp\" is not known; use tcp or http"),
-        ("[forward.health]\npath = \"/\"", "is of HTTP; set type = \"http\" beside it"),
+        ("[forward.health]\ntype = \"icmp\"", "\"icmp\" is not known; use tcp, http or https"),
+        ("[forward.health]\npath = \"/\"", "is of HTTP; set type = \"http\" or \"https\" beside it"),
         (
             "[forward.health]\ntype = \"http\"\npath = \"health\"",
             "\"health\" is not a path; use such as \"/health\"",
         ),
         ("[forward.health]\ntype = \"http\"\nmatcher = \"399-200\"", "are not HTTP statuses"),
         ("[forward.health]\ninterval = \"1s\"\ntimeout = \"2s\"", "longer than the interval (1s)"),
+        ("keepalive = \"-1s\"", "5: forward[0].keepalive: "),
+        ("keepalive = \"500ms\"", "not of whole seconds; use such as \"30s\""),
+        ("keepalive = \"10h\"", "is out of range"),
+        ("tls = true", "5: forward[0].tls: is of the type boolean; use a table"),
+        ("[forward.tls]\ncertificate = \"/a.pem\"", "5: forward[0].tls: has no key; name a file in PEM"),
+        ("[forward.tls]\nkey = \"/a.key\"", "5: forward[0].tls: has no certificate"),
+        (
+            "[forward.tls]\ncertificate = \"a.pem\"\nkey = \"/a.key\"",
+            "6: forward[0].tls.certificate: \"a.pem\" is not an absolute path of a file",
+        ),
+        (
+            "[forward.tls]\ncertificate = \"/a.pem\"\nkey = \"/a.key\"\nca = \"/ca.pem\"",
+            "8: forward[0].tls.ca: unknown key",
+        ),
+        (
+            "[forward.tls]\ncertificate = \"/a.pem\"\nkey = \"/a.key\"\nmin_version = \"1.1\"",
+            "\"1.1\" is not known; use 1.2 or 1.3",
+        ),
+        (
+            "[forward.tls]\ncertificate = \"/a.pem\"\nkey = \"/a.key\"\nalpn = [\"\"]",
+            "forward[0].tls.alpn[0]: \"\" is not a protocol; use such as \"h2\"",
+        ),
         ("[forward.health]\nunhealthy_threshold = 0", "use a number of checks in a row from 1"),
         (
             "[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5001\"\ntargets = [\"10.0.1.10:5000\"]",

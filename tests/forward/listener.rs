@@ -1,9 +1,11 @@
 //! What clients of a listener see while its targets come, go and fail.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use egret::balance::{self, Limits, Serving, State};
+use egret::forward::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -153,4 +155,41 @@ async fn stop_resets_what_has_not_ended_in_time() {
     let (_, mut stream) = call(address).await.unwrap();
     listener.stop(Duration::from_millis(50)).await;
     assert_eq!(stream.read(&mut [0; 8]).await.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+}
+
+/// Whether a connection of this process from one IPv4 address to another waits to ask whether its peer is still there,
+/// as proc_pid_net(5) tells.
+fn is_kept_alive(local: Option<SocketAddr>, remote: SocketAddr) -> bool {
+    let text = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port()),
+        SocketAddr::V6(_) => String::new(),
+    };
+    let (local, remote) = (local.map(text), text(remote));
+    let connections = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    connections.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        local.as_ref().is_none_or(|local| fields[1] == local) && fields[2] == remote && fields[5].starts_with("02:")
+    })
+}
+
+#[tokio::test]
+async fn silent_peers_are_asked_whether_they_are_there_if_so_configured() {
+    for keepalive in [None, Some(Duration::from_secs(30))] {
+        let target = Target::start("well");
+        let (listener, address) = start(Config { keepalive, ..config(&[target.address]) });
+        wait_healthy(&listener, &[target.address]).await;
+        let (_, mut stream) = call(address).await.unwrap();
+        assert!(works(&mut stream).await);
+        // What was sent last is acknowledged when an answer has come; until then another timer runs.
+        let asked = || {
+            [is_kept_alive(Some(address), stream.local_addr().unwrap()), is_kept_alive(None, target.address)]
+        };
+        for _ in 0..100 {
+            if asked() == [keepalive.is_some(); 2] {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(asked(), [keepalive.is_some(); 2]);
+    }
 }

@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+mod certificates;
 mod headers;
 mod listener;
+#[path = "../support/pki.rs"]
+mod pki;
 mod probe;
 mod relay;
 mod service;
 mod target;
+mod tls;
+mod tls_support;

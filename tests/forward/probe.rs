@@ -1,6 +1,7 @@
 //! What health checks find out.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use egret::balance::CheckError;
@@ -8,6 +9,14 @@ use egret::forward::{Check, HttpQuestion, Question};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{ServerConfig, SupportedProtocolVersion, version};
+
+use crate::pki::Authority;
+use crate::tls_support::der;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -21,7 +30,7 @@ async fn answering(answer: &'static [u8]) -> (SocketAddr, JoinHandle<String>) {
         let count = stream.read(&mut asked).await.unwrap();
         stream.write_all(answer).await.unwrap();
         asked.truncate(count);
-        String::from_utf8(asked).unwrap()
+        String::from_utf8_lossy(&asked).into_owned()
     });
     (address, asked)
 }
@@ -75,4 +84,76 @@ async fn tcp_check_asks_whether_somebody_listens() {
     assert_eq!(elsewhere.ask(SocketAddr::new(address.ip(), 1), SOON).await, Ok(Some(())));
     drop(listener);
     assert_eq!(Check::default().ask(address, SOON).await, Err(CheckError::Refused));
+}
+
+/// Answers one connection by TLS with this, and gives the name that it was asked for.
+async fn answering_by_tls(
+    answer: &'static [u8],
+    version: &'static SupportedProtocolVersion,
+) -> (SocketAddr, JoinHandle<Option<String>>) {
+    // Of an authority that nobody knows, for another name, and no longer good.
+    let identity = Authority::new("a private CA").expired_server();
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![der(&identity)], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(answer).await.unwrap();
+        stream.shutdown().await.unwrap();
+        stream.get_ref().1.server_name().map(str::to_owned)
+    });
+    (address, asked)
+}
+
+fn https(host: Option<&str>) -> Check {
+    let question = HttpQuestion {
+        path: "/health".to_owned(),
+        host: host.map(str::to_owned),
+        matcher: vec![200..=299],
+    };
+    Check { question: Question::Https(question), ..Check::default() }
+}
+
+#[tokio::test]
+async fn https_check_believes_any_certificate_and_goes_by_the_answer() {
+    for version in [&version::TLS12, &version::TLS13] {
+        for (answer, expected) in [
+            (&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], Ok(Some(()))),
+            (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Err(CheckError::Status(503))),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Err(CheckError::Malformed)),
+        ] {
+            let (address, _asked) = answering_by_tls(answer, version).await;
+            assert_eq!(https(None).ask(address, SOON).await, expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn https_check_asks_for_the_host_if_that_is_a_name() {
+    for (host, expected) in [
+        (Some("api.example"), Some("api.example")),
+        (Some("api.example:8443"), Some("api.example")),
+        (Some("192.0.2.1:8443"), None),
+        (None, None),
+    ] {
+        let (address, asked) = answering_by_tls(b"HTTP/1.1 200 OK\r\n\r\n", &version::TLS13).await;
+        assert_eq!(https(host).ask(address, SOON).await, Ok(Some(())));
+        assert_eq!(asked.await.unwrap().as_deref(), expected);
+    }
+}
+
+#[tokio::test]
+async fn https_check_of_who_speaks_no_tls_fails() {
+    let (address, _asked) = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    assert_eq!(https(None).ask(address, SOON).await, Err(CheckError::Tls));
+    let (address, _asked) = answering_by_tls(b"HTTP/1.1 200 OK\r\n\r\n", &version::TLS13).await;
+    assert_eq!(http().ask(address, SOON).await, Err(CheckError::Malformed));
 }

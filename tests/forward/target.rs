@@ -95,6 +95,8 @@ pub fn config(targets: &[SocketAddr]) -> Config {
         proxy_protocol: None,
         accept_proxy_protocol: false,
         access_log: true,
+        tls: None,
+        keepalive: None,
     }
 }
 
