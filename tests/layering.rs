@@ -78,6 +78,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aws_config", &["aws"]),
     ("aws_sdk_ec2", &["aws"]),
     ("aya", &["datapath"]),
+    ("tokio_rustls", &["forward"]),
+    ("webpki", &["forward"]),
 ];
 
 #[test]

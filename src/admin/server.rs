@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts, TlsReport,
-    SessionQuery, Sessions, Status, TargetReport, TrafficReport,
+    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
+    SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};

@@ -135,7 +135,8 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
         _ => writeln!(out)?,
     }
     if let Some(tls) = &listener.tls {
-        write_tls(out, tls)?;
+        let failed = listener.ended.get("handshake_failed").copied().unwrap_or_default();
+        write_tls(out, tls, failed)?;
     }
     let (connections, opened) = (count((*connections).into()), count(*opened));
     let (to, from) = (bytes(listener.bytes_to_target), bytes(listener.bytes_to_client));
@@ -171,13 +172,17 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
     Ok(())
 }
 
-fn write_tls(out: &mut dyn Write, tls: &TlsReport) -> io::Result<()> {
-    let clients = if tls.mutual { "clients need a certificate" } else { "clients need no certificate" };
-    write!(out, "{:<12}TLS, {clients}", "")?;
-    match tls.expiry.and_then(|expiry| UNIX_EPOCH.checked_add(Duration::from_secs(expiry))) {
-        Some(expiry) => writeln!(out, "; its own ends {}", humantime::format_rfc3339_seconds(expiry)),
-        None => writeln!(out),
+fn write_tls(out: &mut dyn Write, tls: &TlsReport, failed: u64) -> io::Result<()> {
+    let clients = if tls.mutual { "with client certificates" } else { "without client certificates" };
+    write!(out, "{:<12}TLS {clients}", "")?;
+    if let Some(expiry) = tls.expiry.and_then(|expiry| UNIX_EPOCH.checked_add(Duration::from_secs(expiry))) {
+        write!(out, ", good until {}", humantime::format_rfc3339_seconds(expiry))?;
     }
+    writeln!(out)?;
+    if failed > 0 {
+        writeln!(out, "{:<12}{} handshakes failed", "", count(failed))?;
+    }
+    Ok(())
 }
 
 fn write_drops(out: &mut dyn Write, status: &Status) -> io::Result<()> {
@@ -288,7 +293,7 @@ mod tests {
                 connections: 7,
                 opened: 1_234_567,
                 refused: BTreeMap::from([("rate_limit".to_owned(), 3)]),
-                ended: BTreeMap::from([("unserved".to_owned(), 2)]),
+                ended: BTreeMap::from([("unserved".to_owned(), 2), ("handshake_failed".to_owned(), 4)]),
                 bytes_to_target: 1 << 40,
                 bytes_to_client: 1 << 30,
                 targets: vec![TargetReport {
@@ -330,8 +335,8 @@ mod tests {
     #[test]
     fn status_shows_until_when_the_certificate_is_good() {
         let text = text(&status());
-        let expected = "TLS, clients need a certificate; its own ends 2027-01-15T08:00:00Z\n";
-        assert!(text.contains(expected), "{text}");
+        let expected = "TLS with client certificates, good until 2027-01-15T08:00:00Z\n";
+        assert!(text.contains(expected) && text.contains("4 handshakes failed\n"), "{text}");
     }
 
     #[test]

@@ -423,8 +423,7 @@ pub(super) enum Kind {
 
 /// Whether the NAT engine carries connections.
 pub(super) const MODES: &[(&str, bool)] = &[("proxy", false), ("nat", true)];
-pub(super) const TYPES: &[(&str, Kind)] =
-    &[("tcp", Kind::Tcp), ("http", Kind::Http), ("https", Kind::Https)];
+pub(super) const TYPES: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("http", Kind::Http), ("https", Kind::Https)];
 pub(super) const ALGORITHMS: &[(&str, Algorithm)] = &[
     ("flow-hash", Algorithm::FlowHash),
     ("round-robin", Algorithm::RoundRobin),

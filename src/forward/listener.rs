@@ -196,8 +196,7 @@ impl Listener {
             TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), &config.targets, seed)?;
         let admission = Admission::new(config.limits.clone(), seed)?;
         let certificates = Certificates::new(&config.name, config.tls.as_ref());
-        let certificates =
-            certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
+        let certificates = certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
         let shared = Arc::new(Shared {
             config: Mutex::new(Arc::new(config)),
             group,

@@ -76,7 +76,7 @@ impl Check {
                 }
                 Question::Https(question) => {
                     self.introduce(&mut stream).await?;
-                    match tls::check::connect(stream, address, question.host.as_deref()).await? {
+                    match tls::target::connect(stream, address, question.host.as_deref()).await? {
                         Some(stream) => question.ask(stream, address).await.map(Some),
                         None => Ok(None),
                     }

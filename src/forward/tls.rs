@@ -2,15 +2,15 @@
 //!
 //! Owns what a listener shows (certificate and key, and whose clients may come in), and how it follows the files that
 //! this is in: `files` reads them, `certificates` looks after them, `client` is a connection that came by TLS. Towards
-//! targets there is no TLS but in health checks (`check`), which encrypt and believe everybody.
+//! targets there is no TLS but in health checks (`target`), which encrypt and believe everybody.
 //!
 //! TLS 1.3 (RFC 8446) and 1.2 (RFC 5246) by rustls, with the cryptography of ring. It never renegotiates, takes no early
 //! data, and compresses nothing.
 
 mod certificates;
-pub(super) mod check;
 mod client;
 mod files;
+pub(super) mod target;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};

@@ -158,7 +158,7 @@ async fn stop_resets_what_has_not_ended_in_time() {
 }
 
 /// Whether a connection of this process from one IPv4 address to another waits to ask whether its peer is still there,
-/// as proc_pid_net(5) tells.
+/// as `proc_pid_net(5)` tells.
 fn is_kept_alive(local: Option<SocketAddr>, remote: SocketAddr) -> bool {
     let text = |address: SocketAddr| match address {
         SocketAddr::V4(v4) => format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port()),
@@ -168,7 +168,9 @@ fn is_kept_alive(local: Option<SocketAddr>, remote: SocketAddr) -> bool {
     let connections = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     connections.lines().any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        local.as_ref().is_none_or(|local| fields[1] == local) && fields[2] == remote && fields[5].starts_with("02:")
+        local.as_ref().is_none_or(|local| fields[1] == local)
+            && fields[2] == remote
+            && fields[5].starts_with("02:")
     })
 }
 

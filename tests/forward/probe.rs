@@ -114,11 +114,8 @@ async fn answering_by_tls(
 }
 
 fn https(host: Option<&str>) -> Check {
-    let question = HttpQuestion {
-        path: "/health".to_owned(),
-        host: host.map(str::to_owned),
-        matcher: vec![200..=299],
-    };
+    let question =
+        HttpQuestion { path: "/health".to_owned(), host: host.map(str::to_owned), matcher: vec![200..=299] };
     Check { question: Question::Https(question), ..Check::default() }
 }
 

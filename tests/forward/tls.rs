@@ -265,7 +265,10 @@ async fn versions_and_protocols_are_agreed_upon_as_configured() {
     let alpn = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
     let stream = Client { alpn, ..front.client() }.connect(front.address).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    Client { alpn: vec![b"smtp".to_vec()], ..front.client() }.connect(front.address).await.expect_err("no smtp");
+    Client { alpn: vec![b"smtp".to_vec()], ..front.client() }
+        .connect(front.address)
+        .await
+        .expect_err("no smtp");
     Client { old: true, ..front.client() }.connect(front.address).await.expect_err("too old");
 }
 
@@ -276,8 +279,7 @@ async fn header_of_a_front_comes_before_tls_and_goes_to_the_target_without_it() 
         config.proxy_protocol = Some(Version::V1);
     })
     .await;
-    let (source, destination) =
-        ("203.0.113.9:40000".parse().unwrap(), "198.51.100.1:443".parse().unwrap());
+    let (source, destination) = ("203.0.113.9:40000".parse().unwrap(), "198.51.100.1:443".parse().unwrap());
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     stream.write_all(&proxy_protocol::encode(Version::V2, source, destination)).await.unwrap();
     let client = front.client();

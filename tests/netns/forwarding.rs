@@ -1,8 +1,10 @@
 //! An API on two private servers, reached from the internet by the Elastic IP.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::no_leaks;
+use super::pki::{Authority, SERVER};
 use crate::lab::{DEADLINE, Egret, INTERNET, Lab, Options, PUBLIC, Result, Web};
 
 /// A private web server, whose page says which one it is.
@@ -135,6 +137,75 @@ fn stopping_lets_a_forwarded_download_end() -> Result {
     assert!(!refused.status.success(), "a new connection was taken");
     assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
     assert!(egret.process.wait(Duration::from_secs(5))?.success());
+    Ok(())
+}
+
+/// The section that has clients come by TLS, with the certificate in these files.
+fn tls(certificate: &Path, key: &Path, client_ca: &Path) -> String {
+    let [certificate, key, client_ca] = [certificate, key, client_ca].map(Path::display);
+    format!("\n[forward.tls]\ncertificate = \"{certificate}\"\nkey = \"{key}\"\nclient_ca = \"{client_ca}\"\n")
+}
+
+#[test]
+fn api_by_tls_is_for_clients_with_a_certificate_of_its_authority() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _servers = servers(&lab)?;
+    let directory = &lab.nat().directory;
+    let (authority, clients) = (Authority::new("the servers' CA"), Authority::new("the clients' CA"));
+    let put = |name: &str, text: &str| -> Result<PathBuf> {
+        let path = directory.join(name);
+        std::fs::write(&path, text)?;
+        Ok(path)
+    };
+    let (trusted, client_ca) = (put("ca.pem", &authority.pem())?, put("clients.pem", &clients.pem())?);
+    let [certificate, key] = authority.server().put(directory, "server");
+    let config = format!("{}{}", config(&lab, ""), tls(&certificate, &key, &client_ca));
+    let egret = Egret::start(lab.nat(), &config)?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let ask = |trusted: &Path, identity: Option<&[PathBuf; 2]>, scheme: &str| {
+        let identity = identity.map_or_else(String::new, |[certificate, key]| {
+            format!("--cert {} --key {}", certificate.display(), key.display())
+        });
+        lab.internet().try_run(&format!(
+            "curl -sS --max-time 5 --cacert {} {identity} --resolve {SERVER}:5000:{PUBLIC} {scheme}://{SERVER}:5000/",
+            trusted.display()
+        ))
+    };
+    let right = clients.client().put(directory, "right");
+    let wrong = Authority::new("the clients' CA").client().put(directory, "wrong");
+    assert!(ask(&trusted, Some(&right), "https")?.success()?.stdout.starts_with("server "));
+    for (identity, scheme) in [(None, "https"), (Some(&wrong), "https"), (Some(&right), "http")] {
+        let refused = ask(&trusted, identity, scheme)?;
+        assert!(!refused.status.success(), "{refused}");
+    }
+    let listener = egret.status()?["listeners"][0].clone();
+    assert_eq!(listener["ended"]["handshake_failed"], 3, "{listener}");
+    assert_eq!(listener["tls"]["mutual"], true, "{listener}");
+    // Another certificate, of another authority, under the running daemon.
+    let authority = Authority::new("the next CA");
+    let trusted = put("next.pem", &authority.pem())?;
+    let _ = authority.server().put(directory, "server");
+    lab.nat()
+        .wait_for("the next certificate", || Ok(ask(&trusted, Some(&right), "https")?.status.success()))?;
+    no_leaks(&lab)
+}
+
+#[test]
+fn certificate_that_cannot_be_used_is_told_with_its_entry() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _servers = servers(&lab)?;
+    let nowhere = Path::new("/nowhere.pem");
+    let (plain, expected) = (config(&lab, ""), "forward[0].tls.certificate: /nowhere.pem: no such file");
+    let bad = format!("{plain}{}", tls(nowhere, nowhere, nowhere));
+    let mut refused = Egret::spawn(lab.nat(), &bad)?;
+    assert!(!refused.process.wait(DEADLINE)?.success());
+    assert!(refused.process.log().contains(expected), "{}", refused.process.log());
+    let mut egret = Egret::start(lab.nat(), &plain)?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    egret.reload(&bad)?;
+    egret.process.wait_for_log("configuration not reloaded")?;
+    assert!(egret.process.log().contains(expected), "{}", egret.process.log());
+    assert_eq!(ask(&lab, 1)?.len(), 1, "nothing has changed");
     Ok(())
 }
 

@@ -12,6 +12,8 @@ mod hairpinning;
 mod hostile;
 mod lifecycle;
 mod own_traffic;
+#[path = "../support/pki.rs"]
+mod pki;
 mod programs;
 mod services;
 mod wire;

@@ -36,7 +36,10 @@ pub(in crate::forward) struct Shared(Arc<TcpStream>);
 ///
 /// # Errors
 /// Why that did not come about. The client has been told, as far as it listened.
-pub(in crate::forward) async fn shake_hands(client: TcpStream, server: Arc<ServerConfig>) -> io::Result<Client> {
+pub(in crate::forward) async fn shake_hands(
+    client: TcpStream,
+    server: Arc<ServerConfig>,
+) -> io::Result<Client> {
     let client = Shared(Arc::new(client));
     let acceptor = TlsAcceptor::from(server);
     let handshake = acceptor.accept_with(client.clone(), |session| session.set_buffer_limit(Some(AT_ONCE)));

@@ -36,7 +36,8 @@ pub(in crate::forward) async fn connect(
 }
 
 static CONFIG: LazyLock<Result<Arc<ClientConfig>, Error>> = LazyLock::new(|| {
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER)).with_safe_default_protocol_versions()?;
+    let builder =
+        ClientConfig::builder_with_provider(Arc::clone(&PROVIDER)).with_safe_default_protocol_versions()?;
     let mut config =
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody)).with_no_client_auth();
     // Each check is to see all of a handshake.
