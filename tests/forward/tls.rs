@@ -192,7 +192,7 @@ async fn only_clients_with_a_certificate_of_the_authority_reach_a_target() {
             (Some(Authority::new("the clients' CA").client()), ""),
             (Some(Authority::new("another CA").client()), "UnknownCA"),
             (Some(Identity::self_signed("client.example")), "UnknownCA"),
-            // Whoever has a certificate for a server is not thereby a client.
+            // The authority of the servers has no say in who are clients.
             (Some(front.authority.client()), "UnknownCA"),
         ] {
             let error = asks(&front, &Client { identity, old, ..front.client() }).await.expect_err("no entry");

@@ -40,6 +40,8 @@ pub(in crate::forward) async fn shake_hands(
     client: TcpStream,
     server: Arc<ServerConfig>,
 ) -> io::Result<Client> {
+    // The last words of one side are not to wait for an acknowledgement of those before them.
+    let _ = client.set_nodelay(true);
     let client = Shared(Arc::new(client));
     let acceptor = TlsAcceptor::from(server);
     let handshake = acceptor.accept_with(client.clone(), |session| session.set_buffer_limit(Some(AT_ONCE)));
