@@ -24,7 +24,7 @@ use crate::wire::Endpoint;
 pub(super) fn services() -> (Targets, Services) {
     let (to_worker, inbox) = mpsc::channel();
     let (outbox, from_worker) = channel(MOST_WAITING);
-    let targets = Targets { services: BTreeMap::new(), inbox, outbox, lost: 0 };
+    let targets = Targets { services: BTreeMap::new(), inbox, outbox, due: None, lost: 0 };
     (targets, Services { to_worker, from_worker: Some(from_worker) })
 }
 
@@ -195,6 +195,8 @@ pub(super) struct Targets {
     services: BTreeMap<SocketAddr, Entry>,
     inbox: mpsc::Receiver<Input>,
     outbox: Sender<Output>,
+    /// When something is to be done; asked for all the time.
+    due: Option<Instant>,
     /// Log lines that nobody took in time.
     lost: u64,
 }
@@ -286,7 +288,19 @@ impl Targets {
                 self.lost += u64::from(self.outbox.try_send(Output::Event { name, event }).is_err());
             }
         }
+        if self.lost > 0 && self.outbox.capacity() > 0 {
+            tracing::warn!(lost = self.lost, "log lines of listeners lost: too many at once");
+            self.lost = 0;
+        }
         self.services.retain(|_, entry| !(entry.retired && entry.service.is_empty(now)));
+        self.due = self.services.values().filter_map(|entry| entry.service.poll_timeout()).min();
+    }
+
+    /// The packet worker has told a service something, which may have to be passed on at once.
+    fn told(&mut self, service: Endpoint) {
+        if self.find(service).is_some_and(|entry| entry.service.has_events()) {
+            self.due = Some(Instant::ORIGIN);
+        }
     }
 }
 
@@ -318,6 +332,7 @@ impl Balancer for Targets {
             Answer::Silent => Err(CheckError::TimedOut),
         };
         entry.service.handle_answer(now, address(target), answer);
+        self.told(service);
     }
 
     fn handle_closed(&mut self, now: Instant, service: Endpoint, target: Endpoint, how: Option<&Closed>) {
@@ -329,6 +344,7 @@ impl Balancer for Targets {
             let line = Output::Closed { name: config.name.clone(), closed: *closed };
             self.lost += u64::from(self.outbox.try_send(line).is_err());
         }
+        self.told(service);
     }
 
     fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)> {
@@ -348,7 +364,7 @@ impl Balancer for Targets {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.services.values().filter_map(|entry| entry.service.poll_timeout()).min()
+        self.due
     }
 }
 

@@ -202,6 +202,12 @@ impl Service {
         self.group.poll_close().map(|Close { target, .. }| target)
     }
 
+    /// Whether something has happened that is to be told, or done.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        self.group.has_events()
+    }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         let event = self.group.poll_event()?;
