@@ -13,6 +13,6 @@ mod server;
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
     Addresses, Drops, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
-    SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
+    SessionQuery, Sessions, SourceReport, Status, TargetReport, TlsReport, TrafficReport,
 };
 pub use server::{Description, Limits, Source, serve};

@@ -12,6 +12,7 @@ mod problem;
 mod reader;
 mod render;
 mod resolve;
+mod targets;
 mod tls;
 
 use std::io::Read;

@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::datapath;
-use crate::forward::{self, Config, Error, Listener, Mode, Pipes, Report};
+use crate::forward::{self, Common, Config, Error, Listener, Mode, Report};
 
 /// All listeners. Those of the same address are the same, whatever else changes. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Forwarding {
-    pipes: Arc<Pipes>,
+    common: Arc<Common>,
     listeners: Arc<Mutex<BTreeMap<SocketAddr, Running>>>,
 }
 
@@ -95,7 +95,7 @@ impl Forwarding {
         socket: TcpListener,
     ) -> Result<Listener, Box<dyn std::error::Error + Send + Sync>> {
         tracing::info!(listener = config.name, listen = %config.listen, targets = config.targets.len(), "listening");
-        Ok(Listener::start(config, socket, Arc::clone(&self.pipes), datapath::random_seed()?)?)
+        Ok(Listener::start(config, socket, Arc::clone(&self.common), datapath::random_seed()?)?)
     }
 
     /// Takes no more connections, and lets those that are there go on for `grace`.

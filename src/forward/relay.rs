@@ -41,8 +41,6 @@ pub enum Ended {
     Idle,
     /// [`relay`]'s `cut` was done; both were reset.
     Cut,
-    /// There were no pipes to be had; both were reset.
-    NoPipe,
 }
 
 impl Ended {
@@ -55,7 +53,6 @@ impl Ended {
             Self::Reset(Side::Target) => "reset by target",
             Self::Idle => "idle",
             Self::Cut => "cut",
-            Self::NoPipe => "no pipe",
         }
     }
 }
@@ -142,7 +139,7 @@ impl<'a> Way<'a> {
         let to = if from == Side::Client { Side::Target } else { Side::Client };
         loop {
             self.source.readable().await.map_err(|_| Ended::Reset(from))?;
-            let mut pipe = pipes.take().map_err(|_| Ended::NoPipe)?;
+            let mut pipe = pipes.take().await;
             let came = self.source.try_io(Interest::READABLE, || pipe.fill(self.source));
             match came {
                 Ok(0) => break,

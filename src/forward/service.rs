@@ -230,6 +230,7 @@ impl Service {
             half_open: group.targets.iter().filter_map(|target| self.half_open(target)).collect(),
             group,
             tls: None,
+            sources: Vec::new(),
         }
     }
 
