@@ -81,6 +81,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["forward"]),
     ("webpki", &["forward"]),
     ("hickory_resolver", &["forward"]),
+    ("listenfd", &["daemon"]),
 ];
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::passed::Passed;
 use crate::datapath;
 use crate::forward::{self, Common, Config, Error, Listener, Mode, Report};
 
@@ -14,6 +15,7 @@ use crate::forward::{self, Common, Config, Error, Listener, Mode, Report};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Forwarding {
     common: Arc<Common>,
+    passed: Arc<Passed>,
     listeners: Arc<Mutex<BTreeMap<SocketAddr, Running>>>,
 }
 
@@ -29,6 +31,11 @@ struct Running {
 pub(super) struct Prepared(Vec<(Config, Option<TcpListener>)>);
 
 impl Forwarding {
+    /// One that takes sockets of `passed`, where they are of a listener's address, instead of binding.
+    pub(super) fn new(passed: Passed) -> Self {
+        Self { passed: Arc::new(passed), ..Self::default() }
+    }
+
     /// Binds what is new. Nothing has changed yet.
     ///
     /// # Errors
@@ -46,7 +53,9 @@ impl Forwarding {
                 return Ok((config.clone(), None));
             }
             let failed = |source| Error::Listen { address: config.listen, source };
-            Ok((config.clone(), Some(forward::bind(config.listen).map_err(failed)?)))
+            let passed = self.passed.get(config.listen).map_err(failed)?;
+            let socket = passed.map_or_else(|| forward::bind(config.listen), Ok).map_err(failed)?;
+            Ok((config.clone(), Some(socket)))
         };
         let proxies = wanted.iter().enumerate().filter(|(_, config)| config.mode == Mode::Proxy);
         proxies.map(prepare).collect::<Result<_, _>>().map(Prepared)

@@ -10,6 +10,7 @@ mod checks;
 mod cloud;
 mod forwarding;
 mod logging;
+mod passed;
 mod proc;
 mod ready;
 mod reload;
@@ -35,6 +36,7 @@ pub use checks::Refusal;
 use cloud::Cloud;
 use forwarding::Forwarding;
 pub use logging::{LogFormat, init_logging};
+use passed::Passed;
 use proc::Proc;
 pub use proc::ProcError;
 use ready::{Change, Readiness};
@@ -82,8 +84,12 @@ pub enum Error {
 /// Whatever keeps the daemon from starting; afterwards, only the unexpected end of the packet worker. The
 /// host's settings are put back in either case.
 pub fn run(options: &Options) -> Result<(), Error> {
+    let passed = Passed::take();
+    if let Err(error) = forward::Descriptors::raise() {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(supervise(options));
+    let result = runtime.block_on(supervise(options, passed));
     runtime.shutdown_timeout(STOP_TIME);
     result
 }
@@ -126,12 +132,12 @@ struct Running {
     _namespace: File,
 }
 
-async fn supervise(options: &Options) -> Result<(), Error> {
+async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
     // Before anything is changed: a signal from now on is answered with an orderly stop.
     let mut ends = Ends::new()?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let started = tokio::select! {
-        started = start(options) => started?,
+        started = start(options, passed) => started?,
         () = ends.recv() => return Ok(()),
     };
     let (mut running, listener, worker) = started;
@@ -261,7 +267,7 @@ async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) -> bool {
 }
 
 /// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
-async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Error> {
+async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixListener, Worker), Error> {
     let config = config::load(&options.config)?;
     match &config.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
@@ -276,7 +282,9 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     // Sockets are looked at after the ports are separate, so that none can slip in between.
     let mut settings = HostSettings::new(proc.clone());
     settings.separate_ports(&config.nat.port_range)?;
-    let forwarding = Forwarding::default();
+    let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
+    passed.keep(&listen);
+    let forwarding = Forwarding::new(passed);
     let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
