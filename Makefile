@@ -3,7 +3,8 @@
 # What runs in the network namespaces of the demo and of the tests; gcc links, clang compiles the BPF programs.
 DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nftables curl bind9-dnsutils \
 	dnsmasq-base iputils-ping traceroute iperf3 nginx
-TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy
+TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy \
+	redis-server redis-tools haproxy postgresql postgresql-client
 IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
 
 # Namespaces need root, building does not: without root, only what was built runs under sudo.
