@@ -1,4 +1,4 @@
-//! Listening sockets that the service manager has passed on (sd_listen_fds(3)).
+//! Listening sockets that the service manager has passed on (`sd_listen_fds(3)`).
 //!
 //! They outlive the daemon: clients that come while there is none wait in a socket's queue for the next. A socket is
 //! known by its address alone; names (`LISTEN_FDNAMES`) say nothing here.

@@ -1,4 +1,4 @@
-//! The process's descriptors (RLIMIT_NOFILE), so shared out that connections cannot take the last of them.
+//! The process's descriptors (`RLIMIT_NOFILE`), so shared out that connections cannot take the last of them.
 //!
 //! A connection has two for as long as it lives, and further ones only while data waits in a pipe. A quarter of the limit
 //! is kept back: for these pipes, for health checks, for the control socket and the packet worker.
