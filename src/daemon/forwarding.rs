@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::passed::Passed;
 use crate::datapath;
-use crate::forward::{self, Common, Config, Error, Listener, Mode, Report};
+use crate::forward::{self, Common, Config, Discover, Error, Listener, Mode, Report};
 
 /// All listeners. Those of the same address are the same, whatever else changes. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,11 @@ impl Forwarding {
     /// One that takes sockets of `passed`, where they are of a listener's address, instead of binding.
     pub(super) fn new(passed: Passed) -> Self {
         Self { passed: Arc::new(passed), ..Self::default() }
+    }
+
+    /// Who finds targets that are known by a name.
+    pub(super) fn discover(&self) -> Arc<dyn Discover> {
+        Arc::clone(&self.common.discover)
     }
 
     /// Binds what is new. Nothing has changed yet.

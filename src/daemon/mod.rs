@@ -295,7 +295,8 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
     let (targets, services) = services::services();
-    services.configure(served(&config))?;
+    let served = served(&config);
+    services.configure(&served)?;
     let worker = datapath::spawn(datapath.clone(), nat.clone(), Box::new(targets))?;
     forwarding.adopt(listeners).map_err(Error::Forward)?;
     let chosen = worker.chosen().clone();
@@ -314,7 +315,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
         "started"
     );
     let handle = worker.handle();
-    let services = services.start(handle.clone());
+    let services = services.start(handle.clone(), forwarding.discover(), &served);
     let source_dest_check = cloud.source_dest_check();
     let description = Description { chosen, config: datapath, nat, source_dest_check };
     let (description, _) = watch::channel(description);

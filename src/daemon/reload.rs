@@ -61,7 +61,7 @@ impl Running {
         let resolved = self.resolve(&config, &running, cloud.clone())?;
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
-        self.services.configure(served(&config)).map_err(|error| vec![error.to_string()])?;
+        self.services.configure(&served(&config)).map_err(|error| vec![error.to_string()])?;
         let reconfigured = self.handle.reconfigure(resolved.nat.clone(), bypass.clone()).await;
         reconfigured
             .map_err(|stopped| vec![stopped.to_string()])?

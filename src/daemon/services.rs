@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +15,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::balance::{CheckError, ConfigError, Event, ProbeId};
 use crate::datapath::{self, Handle, Stopped};
-use crate::forward::{self, Config, Ended, Errand, Refused, Relayed, Report, Service};
+use crate::forward::{
+    self, Config, Discover, DiscoverError, Ended, Errand, Followers, Refused, Relayed, Report, Service, Source,
+    Tell,
+};
 use crate::nat::{Answer, Balancer, CloseReason, Closed, Refusal, Side};
 use crate::time::Instant;
 use crate::wire::Endpoint;
@@ -40,12 +43,16 @@ pub(super) struct Services {
 pub(super) struct Control {
     to_worker: mpsc::Sender<Input>,
     worker: Handle,
+    discover: Arc<dyn Discover>,
+    /// By address, of those whose targets are known by a name.
+    followers: Arc<Mutex<BTreeMap<SocketAddr, Followers>>>,
 }
 
 #[derive(Debug)]
 enum Input {
     Configure(Vec<Wanted>),
     Probed(SocketAddr, ProbeId, Result<Option<()>, CheckError>),
+    Found(SocketAddr, Source, Result<Vec<SocketAddr>, DiscoverError>),
     Drain { name: String, target: SocketAddr, draining: bool, reply: oneshot::Sender<Option<bool>> },
     Report(oneshot::Sender<Vec<Report>>),
     Grace(oneshot::Sender<Duration>),
@@ -70,13 +77,14 @@ impl Services {
     ///
     /// # Errors
     /// The system's randomness.
-    pub(super) fn configure(&self, wanted: Vec<Config>) -> std::io::Result<()> {
+    pub(super) fn configure(&self, wanted: &[Config]) -> std::io::Result<()> {
         send_wanted(&self.to_worker, wanted)
     }
 
-    /// Serves the worker from now on. Needs a tokio runtime.
-    pub(super) fn start(mut self, worker: Handle) -> Control {
-        let control = Control { to_worker: self.to_worker, worker };
+    /// Serves the worker from now on, and follows the targets of these listeners. Needs a tokio runtime.
+    pub(super) fn start(mut self, worker: Handle, discover: Arc<dyn Discover>, wanted: &[Config]) -> Control {
+        let control = Control { to_worker: self.to_worker, worker, discover, followers: Arc::default() };
+        control.follow(wanted);
         if let Some(from_worker) = self.from_worker.take() {
             tokio::spawn(attend(from_worker, control.clone()));
         }
@@ -90,10 +98,26 @@ impl Control {
     ///
     /// # Errors
     /// The system's randomness.
-    pub(super) fn configure(&self, wanted: Vec<Config>) -> std::io::Result<()> {
+    pub(super) fn configure(&self, wanted: &[Config]) -> std::io::Result<()> {
         send_wanted(&self.to_worker, wanted)?;
         self.worker.wake();
+        self.follow(wanted);
         Ok(())
+    }
+
+    /// Follows the targets of these listeners from now on, and no others'.
+    fn follow(&self, wanted: &[Config]) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.retain(|listen, _| wanted.iter().any(|config| config.listen == *listen));
+        for config in wanted {
+            let (to_worker, worker, listen) = (self.to_worker.clone(), self.worker.clone(), config.listen);
+            let tell: Tell = Arc::new(move |source, found| {
+                let _ = to_worker.send(Input::Found(listen, source.clone(), found));
+                worker.wake();
+            });
+            let new = || Followers::new(Arc::clone(&self.discover));
+            followers.entry(listen).or_insert_with(new).follow(&config.followed, &tell);
+        }
     }
 
     /// All of them, by address.
@@ -151,8 +175,9 @@ impl Control {
     }
 }
 
-fn send_wanted(to_worker: &mpsc::Sender<Input>, wanted: Vec<Config>) -> std::io::Result<()> {
-    let wanted = wanted.into_iter().map(|config| Ok(Wanted { config, seed: datapath::random_seed()? }));
+fn send_wanted(to_worker: &mpsc::Sender<Input>, wanted: &[Config]) -> std::io::Result<()> {
+    let wanted =
+        wanted.iter().map(|config| Ok(Wanted { config: config.clone(), seed: datapath::random_seed()? }));
     let _ = to_worker.send(Input::Configure(wanted.collect::<std::io::Result<_>>()?));
     Ok(())
 }
@@ -252,6 +277,11 @@ impl Targets {
             Input::Probed(listen, id, result) => {
                 if let Some(entry) = self.services.get_mut(&listen) {
                     entry.service.handle_probe(now, id, result);
+                }
+            }
+            Input::Found(listen, source, found) => {
+                if let Some(entry) = self.services.get_mut(&listen) {
+                    entry.service.handle_found(now, &source, found);
                 }
             }
             Input::Drain { name, target, draining, reply } => {

@@ -13,8 +13,6 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::group::TargetGroup;
-
 /// Where targets are found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -72,20 +70,25 @@ pub trait Discover: fmt::Debug + Send + Sync {
 /// Of [`Discover::find`].
 pub type Finding<'a> = Pin<Box<dyn Future<Output = Result<Found, DiscoverError>> + Send + 'a>>;
 
+/// Who is told what a source has said.
+pub type Tell = Arc<dyn Fn(&Source, Result<Vec<SocketAddr>, DiscoverError>) + Send + Sync>;
+
 /// The tasks that follow the sources of one listener. They end with it.
 #[derive(Debug)]
-pub(super) struct Followers {
+pub struct Followers {
     discover: Arc<dyn Discover>,
     tasks: Mutex<BTreeMap<Source, AbortHandle>>,
 }
 
 impl Followers {
-    pub(super) fn new(discover: Arc<dyn Discover>) -> Self {
+    /// Follows none yet.
+    #[must_use]
+    pub fn new(discover: Arc<dyn Discover>) -> Self {
         Self { discover, tasks: Mutex::default() }
     }
 
     /// Follows these from now on, and no others. Needs a tokio runtime.
-    pub(super) fn follow(&self, followed: &[Followed], group: &Arc<TargetGroup>) {
+    pub fn follow(&self, followed: &[Followed], tell: &Tell) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.retain(|source, task| {
             let wanted = followed.iter().any(|followed| followed.source == *source);
@@ -96,8 +99,8 @@ impl Followers {
         });
         for Followed { source, .. } in followed {
             tasks.entry(source.clone()).or_insert_with(|| {
-                let (discover, group) = (Arc::clone(&self.discover), Arc::clone(group));
-                tokio::spawn(follow(discover, source.clone(), group)).abort_handle()
+                let (discover, tell) = (Arc::clone(&self.discover), Arc::clone(tell));
+                tokio::spawn(follow(discover, source.clone(), tell)).abort_handle()
             });
         }
     }
@@ -112,7 +115,7 @@ impl Drop for Followers {
 }
 
 /// Asks one source for ever.
-async fn follow(discover: Arc<dyn Discover>, source: Source, group: Arc<TargetGroup>) {
+async fn follow(discover: Arc<dyn Discover>, source: Source, tell: Tell) {
     let mut next_try = SOONEST;
     loop {
         let found = timeout(PATIENCE, discover.find(&source)).await.unwrap_or(Err(DiscoverError::TimedOut));
@@ -127,7 +130,7 @@ async fn follow(discover: Arc<dyn Discover>, source: Source, group: Arc<TargetGr
                 wait
             }
         };
-        group.found(&source, found.map(|found| found.addresses));
+        tell(&source, found.map(|found| found.addresses));
         sleep(wait).await;
     }
 }

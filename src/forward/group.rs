@@ -11,7 +11,7 @@ use tokio::time::{Instant as Clock, sleep_until};
 
 use super::discover::{DiscoverError, Followed, Source};
 use super::probe::Check;
-use super::sources::{News, SourceReport, Sources};
+use super::sources::{SourceReport, Sources};
 use crate::balance::{
     self, CheckError, Close, ConfigError, Event, Group, Probe, ProbeId, Serving, Snapshot, State, Target,
 };
@@ -98,21 +98,8 @@ impl TargetGroup {
         let now = self.now();
         let mut inner = self.lock();
         let Inner { group, sources, .. } = &mut *inner;
-        let listener = &self.name;
-        match sources.found(source, found) {
-            News::Nothing => {}
-            News::Failure => {
-                let error = sources.error(source).map(ToString::to_string);
-                tracing::warn!(listener, %source, error, "targets not found: those known before stay");
-            }
-            News::Answer => {
-                let targets = sources.targets().unwrap_or_default();
-                tracing::info!(listener, %source, targets = targets.len(), "targets found");
-                if let Err(error) = group.set_targets(now, &targets) {
-                    tracing::warn!(listener, %source, %error, "targets not usable: those known before stay");
-                }
-                self.wake.notify_one();
-            }
+        if sources.follow(now, &self.name, group, source, found) {
+            self.wake.notify_one();
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Common;
 use super::descriptors::Pair;
-use super::discover::{Followed, Followers};
+use super::discover::{Followed, Followers, Tell};
 use super::group::{Claim, TargetGroup};
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
@@ -209,7 +209,9 @@ impl Listener {
         let certificates = Certificates::new(&config.name, config.tls.as_ref());
         let certificates = certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
         let followers = Followers::new(Arc::clone(&common.discover));
-        followers.follow(&config.followed, &group);
+        let told = Arc::clone(&group);
+        let tell: Tell = Arc::new(move |source, found| told.found(source, found));
+        followers.follow(&config.followed, &tell);
         let shared = Arc::new(Shared {
             config: Mutex::new(Arc::new(config)),
             group: Arc::clone(&group),
@@ -240,7 +242,9 @@ impl Listener {
         let (group, check) = (config.group.clone(), config.check.clone());
         self.shared.group.reconfigure(group, check, &config.targets, &config.followed)?;
         self.shared.admission().reconfigure(config.limits.clone())?;
-        self.followers.follow(&config.followed, &self.shared.group);
+        let told = Arc::clone(&self.shared.group);
+        let tell: Tell = Arc::new(move |source, found| told.found(source, found));
+        self.followers.follow(&config.followed, &tell);
         *lock(&self.shared.config) = Arc::new(config);
         Ok(())
     }

@@ -22,7 +22,9 @@ pub mod tls;
 use std::sync::Arc;
 
 pub use descriptors::Descriptors;
-pub use discover::{Discover, DiscoverError, Finding, Followed, Found, LATEST, SOONEST, Source};
+pub use discover::{
+    Discover, DiscoverError, Finding, Followed, Followers, Found, LATEST, SOONEST, Source, Tell,
+};
 pub use group::log;
 pub use listener::{Config, Counters, Error, Listener, Mode, Report, bind};
 pub use pipe::Pipes;

@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::discover::{DiscoverError, Followed, Source};
-use crate::balance::{MOST_TARGETS, Target};
+use crate::balance::{Group, MOST_TARGETS, Target};
+use crate::time::Instant;
 
 /// See the module.
 #[derive(Debug)]
@@ -94,6 +95,34 @@ impl Sources {
     pub(super) fn targets(&self) -> Option<Vec<Target>> {
         let all: Vec<Target> = self.by_origin().into_iter().flat_map(|(targets, _)| targets).collect();
         (!all.is_empty() || self.followed.is_empty()).then_some(all)
+    }
+
+    /// Takes in what a source has said, and has `group` have the targets that there are then. Says whether there are
+    /// others than before.
+    pub(super) fn follow(
+        &mut self,
+        now: Instant,
+        listener: &str,
+        group: &mut Group,
+        source: &Source,
+        found: Result<Vec<SocketAddr>, DiscoverError>,
+    ) -> bool {
+        match self.found(source, found) {
+            News::Nothing => false,
+            News::Failure => {
+                let error = self.error(source).map(ToString::to_string);
+                tracing::warn!(listener, %source, error, "targets not found: those known before stay");
+                false
+            }
+            News::Answer => {
+                let targets = self.targets().unwrap_or_default();
+                tracing::info!(listener, %source, targets = targets.len(), "targets found");
+                if let Err(error) = group.set_targets(now, &targets) {
+                    tracing::warn!(listener, %source, %error, "targets not usable: those known before stay");
+                }
+                true
+            }
+        }
     }
 
     pub(super) fn reports(&self) -> Vec<SourceReport> {

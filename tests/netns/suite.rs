@@ -16,7 +16,6 @@ mod own_traffic;
 #[path = "../support/pki.rs"]
 mod pki;
 mod programs;
-mod services;
 mod wire;
 
 use crate::lab::{self, Failure, Host, Lab, Process, Result};
