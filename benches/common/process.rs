@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use nix::unistd::{SysconfVar, sysconf};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use super::lab::{Failure, Result};
+use super::lab::{Failure, Host, Result};
 
 /// The processors, the kernel, and how busy they are without us.
 pub fn machine() -> Result<String> {
@@ -103,4 +104,25 @@ pub fn named(prefix: &str) -> Result<BTreeSet<u32>> {
         }
     }
     Ok(found)
+}
+
+/// Has a task run on this processor only.
+pub fn pin(task: Pid, processor: usize) -> Result {
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    sched_setaffinity(task, &set)?;
+    Ok(())
+}
+
+/// Gives the NAPI of a host's interface a thread of its own, and finds it.
+pub fn threaded(host: &Host, interface: &str) -> Result<Pid> {
+    let prefix = format!("napi/{interface}-");
+    let before = named(&prefix)?;
+    host.shell(&format!("echo 1 >/sys/class/net/{interface}/threaded"))?;
+    let new: BTreeSet<u32> = named(&prefix)?.difference(&before).copied().collect();
+    match new.iter().copied().collect::<Vec<_>>()[..] {
+        [one] => Ok(Pid::from_raw(i32::try_from(one)?)),
+        // Somebody else's interface of this name has just got one as well.
+        _ => Err(Failure::new(format!("{} new threads {prefix}*, not one", new.len()))),
+    }
 }

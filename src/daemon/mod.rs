@@ -88,7 +88,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if let Err(error) = forward::Descriptors::raise() {
         tracing::warn!(%error, "the limit of descriptors cannot be raised");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(supervise(options, passed));
     runtime.shutdown_timeout(STOP_TIME);
     result

@@ -196,24 +196,29 @@ impl TargetGroup {
 impl Claim<'_> {
     /// Tells how connecting went.
     pub(super) fn connected(&self, result: Result<(), CheckError>) {
-        let now = self.group.now();
-        self.group.lock().group.handle_connect(now, self.target, result);
-        self.group.wake.notify_one();
+        self.tell(|group, now| group.handle_connect(now, self.target, result));
     }
 
     /// Ends when the connection is to be closed.
-    pub(super) async fn is_cut(&self) {
-        let mut cut = self.cut.clone();
+    pub(super) async fn is_cut(&mut self) {
         // The sender goes when the target is gone, with its last connection.
-        let _ = cut.changed().await;
+        let _ = self.cut.changed().await;
+    }
+
+    /// Most of what connections tell has no consequences, and then nobody is woken.
+    fn tell(&self, tell: impl FnOnce(&mut Group, Instant)) {
+        let now = self.group.now();
+        let mut inner = self.group.lock();
+        tell(&mut inner.group, now);
+        if inner.group.has_events() {
+            self.group.wake.notify_one();
+        }
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let now = self.group.now();
-        self.group.lock().group.closed(now, self.target);
-        self.group.wake.notify_one();
+        self.tell(|group, now| group.closed(now, self.target));
     }
 }
 

@@ -201,6 +201,7 @@ impl Listener {
     ) -> Result<Self, Error> {
         let failed = |source| Error::Listen { address: config.listen, source };
         socket.set_nonblocking(true).map_err(failed)?;
+        SockRef::from(&socket).set_tcp_nodelay(true).map_err(failed)?;
         let socket = TcpListener::from_std(socket).map_err(failed)?;
         let sources = Sources::new(&config.targets, &config.followed);
         let group = TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), sources, seed)?;
@@ -305,10 +306,15 @@ impl Shared {
     /// Sees a connection through from its first moment to its last.
     async fn serve(&self, mut client: TcpStream, mut address: SocketAddr) {
         let (config, start) = (self.config(), Instant::now());
-        let Ok(mut listener) = client.local_addr() else { return };
+        let mut listener = None;
         if config.accept_proxy_protocol {
-            match timeout(HEADER_TIME, take_header(&mut client)).await.unwrap_or(Err(HeaderError::TooLate)) {
-                Ok(Header::Proxied { source, destination }) => (address, listener) = (source, destination),
+            match timeout(HEADER_TIME, Box::pin(take_header(&mut client)))
+                .await
+                .unwrap_or(Err(HeaderError::TooLate))
+            {
+                Ok(Header::Proxied { source, destination }) => {
+                    (address, listener) = (source, Some(destination));
+                }
                 Ok(Header::Local) => {}
                 Err(error) => {
                     tracing::debug!(listener = config.name, client = %address, %error, "connection refused");
@@ -317,6 +323,13 @@ impl Shared {
                 }
             }
         }
+        let header = match config.proxy_protocol {
+            Some(version) => {
+                let Some(listener) = listener.or_else(|| client.local_addr().ok()) else { return };
+                Some(proxy_protocol::encode(version, address, listener))
+            }
+            None => None,
+        };
         let client = match self.certificates.current() {
             None => Client::Plain(client),
             Some(server) => match Box::pin(shake_hands(client, server)).await {
@@ -328,8 +341,7 @@ impl Shared {
                 }
             },
         };
-        let header = config.proxy_protocol.map(|version| proxy_protocol::encode(version, address, listener));
-        let Some((mut to_target, claim)) = self.connect(&config, address).await else {
+        let Some((mut to_target, mut claim)) = self.connect(&config, address).await else {
             refuse(client.socket());
             self.counted.unserved.fetch_add(1, Ordering::Relaxed);
             if config.access_log {
@@ -337,10 +349,10 @@ impl Shared {
             }
             return;
         };
-        for stream in [client.socket(), &to_target] {
-            // Data goes on as it comes, in whatever pieces.
-            let _ = stream.set_nodelay(true);
-            if let Some(interval) = config.keepalive {
+        // Data goes on as it comes, in whatever pieces; the client's connection has it from the listener's socket.
+        let _ = to_target.set_nodelay(true);
+        if let Some(interval) = config.keepalive {
+            for stream in [client.socket(), &to_target] {
                 let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive(interval));
             }
         }
@@ -451,9 +463,10 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopping: watch::R
                 }
             },
             taken = descriptors.take(), if pair.is_none() => pair = Some(taken),
-            Some(_) = connections.join_next() => {}
             _ = stopping.changed() => break,
         }
+        // One that has ended waits for the next to come: to be woken for each would cost more than what is left of it.
+        while connections.try_join_next().is_some() {}
     }
     drop(socket);
     drop(pair);
