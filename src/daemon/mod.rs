@@ -226,6 +226,11 @@ impl Running {
     }
 }
 
+/// Whether there is a listener with connections of its own to targets.
+fn has_proxies(config: &Config) -> bool {
+    config.forward.iter().any(|forward| forward.mode == Mode::Proxy)
+}
+
 /// The listeners whose connections the engine carries.
 fn served(config: &Config) -> Vec<forward::Config> {
     config.forward.iter().filter(|forward| forward.mode != Mode::Proxy).cloned().collect()
@@ -282,6 +287,9 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     // Sockets are looked at after the ports are separate, so that none can slip in between.
     let mut settings = HostSettings::new(proc.clone());
     settings.separate_ports(&config.nat.port_range)?;
+    if has_proxies(&config) {
+        settings.reuse_ports()?;
+    }
     let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
     passed.keep(&listen);
     let forwarding = Forwarding::new(passed);

@@ -1,6 +1,6 @@
 //! `SIGHUP`, and news of the cloud: a new configuration under running sessions. A bad one changes nothing.
 
-use super::{Running, external, facts, served, with_causes};
+use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
 use crate::config::{self, CloudFacts, Config, HostFacts, Resolved, Switch};
 
@@ -89,6 +89,9 @@ impl Running {
     ) -> Result<Resolved, Vec<String>> {
         let one = |error: &dyn std::error::Error| vec![with_causes(error)];
         self.settings.separate_ports(&config.nat.port_range).map_err(|error| one(&error))?;
+        if has_proxies(config) {
+            self.settings.reuse_ports().map_err(|error| one(&error))?;
+        }
         let interfaces = [&*running.config.external.name, &*running.config.internal.name];
         self.settings.stop_forwarding(&interfaces).map_err(|error| one(&error))?;
         let host = HostFacts { cloud, ..facts(&self.proc).map_err(|error| one(&error))? };

@@ -327,3 +327,37 @@ fn server_that_dies_under_load_fails_no_request_once_it_is_marked() -> Result {
     drop(one);
     Ok(())
 }
+
+/// More connections within a minute than there are ports towards the one target; the clients end them, so that it is the
+/// proxy's ports that have to rest.
+#[test]
+fn short_connections_do_not_use_up_the_ports_towards_a_target() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _server = server(&lab, 1)?;
+    let egret = Egret::start(lab.nat(), &lab.config(&listener("api", 5000, &[target(1)], "")))?;
+    wait_states(&lab, &egret, "api", &["healthy"])?;
+    let rounds = 3;
+    for round in 1..=rounds {
+        let begun = Instant::now();
+        inside(lab.internet(), || -> std::io::Result<()> {
+            thread::scope(|scope| {
+                let worker = || -> std::io::Result<()> {
+                    for _ in 0..500 {
+                        let mut stream = TcpStream::connect((PUBLIC, 5000))?;
+                        stream.shutdown(Shutdown::Write)?;
+                        stream.read_to_end(&mut Vec::new())?;
+                    }
+                    Ok(())
+                };
+                let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
+                workers.into_iter().try_for_each(|worker| worker.join().expect("no panic"))
+            })
+        })?
+        .map_err(|error| Failure::new(format!("{error}: {}", report(&egret, "api").unwrap_or_default())))?;
+        // A port rests for a second.
+        thread::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed()));
+        lab.nat().wait_for("the ends", || Ok(report(&egret, "api")?["ended"]["closed"] == round * 2_000))?;
+    }
+    assert_eq!(report(&egret, "api")?["ended"]["unserved"], 0);
+    Ok(())
+}
