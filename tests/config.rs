@@ -441,8 +441,8 @@ fn defaults_follow_from_the_host() {
     assert_eq!(resolved.nat.external_addresses, [Ipv4Addr::new(10, 0, 0, 10).into()]);
     assert_eq!(resolved.nat.internal_router, Some(Ipv4Addr::new(10, 0, 0, 10)));
     assert_eq!((resolved.nat.external_mtu, resolved.nat.internal_mtu), (1500, 9001));
-    assert_eq!(resolved.nat.limits.sessions, 262_144);
-    assert_eq!(resolved.nat.limits.sessions_per_address, 65_536);
+    assert_eq!(resolved.nat.limits.sessions, 299_593);
+    assert_eq!(resolved.nat.limits.sessions_per_address, 74_898);
 }
 
 #[test]
