@@ -7,14 +7,24 @@
 mod daemon;
 #[path = "aws/environment.rs"]
 mod environment;
+#[path = "aws/fleet.rs"]
+mod fleet;
 #[path = "aws/http.rs"]
 mod http;
 #[path = "aws/imds.rs"]
 mod imds;
 #[path = "lab/mod.rs"]
 mod lab;
+#[path = "aws/lifecycle.rs"]
+mod lifecycle;
+#[path = "aws/notices.rs"]
+mod notices;
+#[path = "aws/site.rs"]
+mod site;
 #[path = "aws/source_dest_check.rs"]
 mod source_dest_check;
+#[path = "aws/tag_targets.rs"]
+mod tag_targets;
 
 /// What an empty configuration, as these tests have, comes to where drivers can.
 const DATAPATH: lab::Datapath = lab::Datapath::Xdp;

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, Switch};
 use egret::datapath::{Choice, Interface, XdpConfig};
+#[cfg(feature = "aws")]
+use egret::forward::Source;
 use egret::nat::{ExternalAddress, Timeouts};
 use egret::wire::Protocol;
 use proptest::prelude::*;
@@ -45,6 +47,11 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[admin]\n\"a b\" = 1", "2: admin.\"a b\": unknown key; use socket"),
         ("[aws]\nenabled = \"yes\"", "2: aws.enabled: \"yes\" is not known; use \"auto\", true or false"),
         ("[aws]\nenabled = \"true\"", "2: aws.enabled: \"true\" is not known; use \"auto\", true or false"),
+        (
+            "[aws]\nlaunching_hook = \"a hook\"",
+            "2: aws.launching_hook: \"a hook\" is not the name of a lifecycle hook; use up to 255 letters",
+        ),
+        ("[aws]\nterminating_hook = \"\"", "2: aws.terminating_hook: \"\" is not the name of a lifecycle hook"),
         ("[aws]\nenabled = 1", "2: aws.enabled: is of the type integer; use \"auto\", true or false"),
         ("[aws]\nenable = true", "2: aws.enable: unknown key; did you mean aws.enabled?"),
         ("aws = true", "1: aws: is of the type boolean; use a table"),
@@ -244,7 +251,6 @@ fn every_mistake_in_a_listener_is_told_with_its_place() {
         ("[\"dns:api..example:80\"]", "is not a name and a port"),
         ("[\"dns:api.example:0\"]", "is not a name and a port"),
         ("[\"dns:api.example:80\", \"dns:API.example:80\"]", "dns:api.example:80 is there twice"),
-        ("[\"ec2-tag:role=api:5000\"]", "targets by tag are not in this version"),
         ("[\"10.0.1.10:5000\", \"10.0.1.10:5000\"]", "is there twice"),
         ("[{ weight = 3 }]", "forward[0].targets[0]: has no address"),
     ] {
@@ -252,6 +258,49 @@ fn every_mistake_in_a_listener_is_told_with_its_place() {
         assert_eq!(found.len(), 1, "{targets}: {found:#?}");
         assert!(found[0].contains(expected), "{targets}\n  says {}\n  not  {expected}", found[0]);
     }
+}
+
+#[cfg(feature = "aws")]
+#[test]
+fn targets_by_tag_are_a_key_a_value_and_a_port() {
+    let base = "[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5000\"\ntargets = [TARGET]";
+    let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    for (text, expected) in [
+        ("ec2-tag:role=api:5000", tag("role", "api")),
+        ("ec2-tag:egret:role=a=b:c:5000", tag("egret:role", "a=b:c")),
+        ("ec2-tag:role=:5000", tag("role", "")),
+        ("ec2-tag:the role=\u{e9}\\\"*:5000", tag("the role", "\u{e9}\"*")),
+    ] {
+        let config = parse(&base.replace("TARGET", &format!("\"{text}\""))).unwrap();
+        let (key, value) = expected;
+        assert_eq!(config.forward[0].followed[0].source, Source::Ec2Tag { key, value, port: 5000 });
+        assert_eq!(parse(&config::render(&config)).unwrap().forward, config.forward);
+    }
+    let long = format!("ec2-tag:{}=api:5000", "k".repeat(129));
+    for text in ["ec2-tag:role=api", "ec2-tag:role:5000", "ec2-tag:=api:5000", "ec2-tag:role=api:0", &long] {
+        let found = messages(&base.replace("TARGET", &format!("\"{text}\"")));
+        assert!(
+            found[0].contains("is not a tag and a port; use such as \"ec2-tag:role=api:5000\""),
+            "{found:?}"
+        );
+    }
+    let off = format!("{}\n[aws]\nenabled = false", base.replace("TARGET", "\"ec2-tag:role=api:5000\""));
+    assert_eq!(
+        messages(&off),
+        [
+            "egret.toml:6: aws.enabled: forward api has targets by tag, which only AWS knows; use \"auto\", or other \
+          targets"
+        ]
+    );
+}
+
+#[cfg(not(feature = "aws"))]
+#[test]
+fn targets_by_tag_need_aws_support() {
+    let found = messages(
+        "[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5000\"\ntargets = [\"ec2-tag:role=api:5000\"]",
+    );
+    assert!(found[0].contains("was built without AWS support; use addresses, or a name"), "{found:?}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("anyhow", &["cli", "main"]),
     ("clap", &["cli", "main"]),
     ("aws_config", &["aws"]),
+    ("aws_sdk_autoscaling", &["aws"]),
     ("aws_sdk_ec2", &["aws"]),
     ("aya", &["datapath"]),
     ("tokio_rustls", &["forward"]),

@@ -85,6 +85,12 @@ pub struct Status {
     /// AWS is not asked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source_dest_check: Option<String>,
+    /// What is about to happen to this instance; absent if nothing is known of.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub notices: Vec<NoticeReport>,
+    /// The instance is about to end: listeners take no more connections.
+    #[serde(default)]
+    pub draining: bool,
     pub sessions: SessionCounts,
     /// All of it, the fast path's too.
     pub traffic: BTreeMap<String, TrafficReport>,
@@ -100,6 +106,21 @@ pub struct Status {
     /// What is forwarded; absent if nothing is.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub listeners: Vec<ListenerReport>,
+}
+
+/// Something that is about to happen to this instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticeReport {
+    /// `spot_interruption`, `rebalance_recommendation`, `termination` or `maintenance`.
+    pub kind: String,
+    /// What happens, where that is open: `terminate`, `system-reboot`, ...
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub detail: Option<String>,
+    /// When it happens, or for a recommendation, when it was made, in seconds since 1970; absent if that is not told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at: Option<u64>,
+    /// Whether the instance is sure to end by it, and soon.
+    pub end: bool,
 }
 
 /// A listener and its targets.

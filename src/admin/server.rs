@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
-    SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
+    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, NoticeReport, Request, Response, Session,
+    SessionCounts, SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
@@ -58,6 +58,10 @@ pub struct Description {
     pub nat: nat::Config,
     /// The state of EC2's source/destination check, in words; unset if AWS is not asked.
     pub source_dest_check: Option<String>,
+    /// What is about to happen to this instance.
+    pub notices: Vec<NoticeReport>,
+    /// Whether listeners take no more connections because of that.
+    pub draining: bool,
 }
 
 /// What clients may take of the server.
@@ -387,7 +391,7 @@ fn label(variant: &impl serde::Serialize) -> String {
 }
 
 fn status(snapshot: Snapshot, description: Description) -> Status {
-    let Description { chosen, config, nat, source_dest_check } = description;
+    let Description { chosen, config, nat, source_dest_check, notices, draining } = description;
     let counters = &snapshot.counters;
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -405,6 +409,8 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
         internal: nat.internal,
         bypass: config.bypass,
         source_dest_check,
+        notices,
+        draining,
         sessions: SessionCounts {
             live: counters.sessions,
             limit: nat.limits.sessions,

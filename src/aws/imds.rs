@@ -4,6 +4,7 @@
 //! parsed once; one that is too long or does not parse is an error that names its path, never a guess.
 //! Categories: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html>.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -31,6 +32,21 @@ pub struct Identity {
     pub vpc_cidrs: Vec<Ipv4Net>,
     /// The interface's addresses in the order of the service, which puts the primary one first; at least one.
     pub addresses: Vec<Address>,
+}
+
+/// What the metadata service says of the instance as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// `i-...`
+    pub id: String,
+    /// `eu-west-1`, ...
+    pub region: String,
+    /// `eu-west-1a`, ...
+    pub availability_zone: String,
+    /// `vpc-...`, the primary interface's.
+    pub vpc: String,
+    /// Empty as well if the instance does not let its tags be told.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// A private address of the interface and the public one that the internet gateway maps to it.
@@ -83,6 +99,33 @@ impl Imds {
             .unwrap_or(Err(Error::Timeout(WHOLE_TIMEOUT)))
     }
 
+    /// The instance itself; at most 5 s.
+    ///
+    /// # Errors
+    /// The service cannot be reached, or answers something malformed.
+    pub async fn instance(&self) -> Result<Instance, Error> {
+        tokio::time::timeout(WHOLE_TIMEOUT, self.read_instance())
+            .await
+            .unwrap_or(Err(Error::Timeout(WHOLE_TIMEOUT)))
+    }
+
+    async fn read_instance(&self) -> Result<Instance, Error> {
+        let id = self.one("instance-id", |value| resource_id("i-", value)).await?;
+        let region = self.one("placement/region", placement).await?;
+        let availability_zone = self.one("placement/availability-zone", placement).await?;
+        let mac = self.one("mac", mac_address).await?;
+        let path = format!("network/interfaces/macs/{mac}/vpc-id");
+        let vpc = self.one(&path, |value| resource_id("vpc-", value)).await?;
+        let mut tags = BTreeMap::new();
+        for key in self.list(TAGS, tag_key).await? {
+            // One that was taken away since the list was made is none.
+            if let Some(value) = self.get(&format!("{TAGS}/{key}")).await? {
+                tags.insert(key, value);
+            }
+        }
+        Ok(Instance { id, region, availability_zone, vpc, tags })
+    }
+
     async fn read_identity(&self, mac: [u8; 6]) -> Result<Identity, Error> {
         let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
         let interface = format!("network/interfaces/macs/{mac}");
@@ -90,7 +133,7 @@ impl Imds {
         let eni = self.get(&path).await?.ok_or(Error::UnknownInterface(mac))?;
         let eni = parse(&path, &eni, |value| resource_id("eni-", value))?;
         let vpc = self.one(&format!("{interface}/vpc-id"), |value| resource_id("vpc-", value)).await?;
-        let region = self.one("placement/region", region_name).await?;
+        let region = self.one("placement/region", placement).await?;
         let vpc_cidrs = self.some(&format!("{interface}/vpc-ipv4-cidr-blocks"), network).await?;
         let private = self.some(&format!("{interface}/local-ipv4s"), from_str).await?;
         let mut addresses: Vec<_> =
@@ -110,7 +153,7 @@ impl Imds {
     }
 
     /// The text at `path`; none if there is no such path.
-    async fn get(&self, path: &str) -> Result<Option<String>, Error> {
+    pub(super) async fn get(&self, path: &str) -> Result<Option<String>, Error> {
         match self.client.get(format!("/latest/meta-data/{path}")).await {
             Ok(text) if text.as_ref().len() > MAX_ANSWER_BYTES => {
                 Err(Error::Malformed { path: path.into(), value: shortened(text.as_ref()) })
@@ -173,17 +216,32 @@ fn resource_id(prefix: &str, value: &str) -> Option<String> {
     valid.then(|| value.to_owned())
 }
 
-// It becomes part of a host name.
-fn region_name(value: &str) -> Option<String> {
+// A region becomes part of a host name.
+fn placement(value: &str) -> Option<String> {
     let valid = (1..=32).contains(&value.len())
         && value.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
     valid.then(|| value.to_owned())
 }
 
-fn shortened(value: &str) -> String {
+fn mac_address(value: &str) -> Option<String> {
+    let octets: Vec<&str> = value.split(':').collect();
+    let is_octet = |octet: &&str| octet.len() == 2 && octet.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (octets.len() == 6 && octets.iter().all(is_octet)).then(|| value.to_owned())
+}
+
+// It becomes part of a path. Tags with other keys are not told by the service:
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
+fn tag_key(value: &str) -> Option<String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"+-=.,_:@".contains(&byte);
+    let valid = (1..=128).contains(&value.len()) && value.bytes().all(good) && value != "." && value != "..";
+    valid.then(|| value.to_owned())
+}
+
+pub(super) fn shortened(value: &str) -> String {
     value.chars().take(80).collect()
 }
 
+const TAGS: &str = "tags/instance";
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(5);
 // The longest true answer is a list of some 50 addresses of 16 bytes.
 const MAX_ANSWER_BYTES: usize = 4096;

@@ -1,12 +1,16 @@
 //! What Egret knows from and asks of EC2: the identity of its network interface from the instance metadata
-//! service, and the source/destination check, kept off.
+//! service, and the source/destination check, kept off; what is about to happen to the instance, and its lifecycle in an
+//! Auto Scaling group; instances by their tags.
 //!
 //! Nothing here is on a packet's path, and no error of an API ends anything: callers get an error or a state and
 //! go on. Refused: version 1 of that service, answers that do not parse, retries without a bound on their rate.
 
 mod call;
 mod imds;
+mod lifecycle;
+mod notices;
 mod source_dest_check;
+mod tagged;
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -14,8 +18,11 @@ use std::path::Path;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
-pub use imds::{Address, Error, Identity, Imds};
+pub use imds::{Address, Error, Identity, Imds, Instance};
+pub use lifecycle::{Lifecycle, Proceeded, Transition, Waits};
+pub use notices::{Notice, Notices, SpotAction};
 pub use source_dest_check::{SourceDestCheck, State, Timing};
+pub use tagged::{Pace, TaggedInstances};
 
 /// Whether this machine is an EC2 instance, from files of the firmware and the hypervisor only: no packet is
 /// sent. Also true when `AWS_EC2_METADATA_SERVICE_ENDPOINT` names another metadata service.

@@ -9,7 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
-use crate::admin::{FastPathReport, ListenerReport, SourceReport, Status, TlsReport, TrafficReport};
+use crate::admin::{
+    FastPathReport, ListenerReport, NoticeReport, SourceReport, Status, TlsReport, TrafficReport,
+};
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
     let status = Client::connect(&ask.socket)?.status()?;
@@ -51,6 +53,12 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     if let Some(state) = &status.source_dest_check {
         writeln!(out, "{:<12}check {state}", "source/dest")?;
     }
+    for notice in &status.notices {
+        write_notice(out, notice)?;
+    }
+    if status.draining {
+        writeln!(out, "{:<12}listeners take no more connections", "draining")?;
+    }
     write_sessions(out, status)?;
     write_traffic(out, "traffic", &status.traffic)?;
     if let Some(fast_path) = &status.fast_path {
@@ -60,6 +68,17 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         write_listener(out, listener)?;
     }
     write_drops(out, status)
+}
+
+fn write_notice(out: &mut dyn Write, notice: &NoticeReport) -> io::Result<()> {
+    write!(out, "{:<12}{}", "notice", notice.kind.replace('_', " "))?;
+    if let Some(detail) = &notice.detail {
+        write!(out, " ({detail})")?;
+    }
+    if let Some(at) = notice.at.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at))) {
+        write!(out, ", {}", humantime::format_rfc3339_seconds(at))?;
+    }
+    writeln!(out)
 }
 
 fn write_sessions(out: &mut dyn Write, status: &Status) -> io::Result<()> {
@@ -272,6 +291,8 @@ mod tests {
             internal: vec!["10.0.0.0/16".parse().unwrap()],
             bypass: vec!["10.0.0.0/16".parse().unwrap()],
             source_dest_check: None,
+            notices: Vec::new(),
+            draining: false,
             sessions: SessionCounts {
                 live: 100_000,
                 limit: 917_504,
@@ -373,6 +394,23 @@ mod tests {
         let off = Status { source_dest_check: Some("off".to_owned()), ..status() };
         assert!(text(&off).contains("\nsource/dest check off\n"), "{}", text(&off));
         assert!(!text(&status()).contains("source/dest"), "{}", text(&status()));
+    }
+
+    #[test]
+    fn what_is_about_to_happen_is_shown() {
+        let notice = |kind: &str, detail: Option<&str>, at| NoticeReport {
+            kind: kind.to_owned(),
+            detail: detail.map(str::to_owned),
+            at,
+            end: true,
+        };
+        let spot = notice("spot_interruption", Some("stop"), Some(1_915_950_120));
+        let notices = vec![spot, notice("termination", None, None)];
+        let text = text(&Status { notices, draining: true, ..status() });
+        assert!(text.contains("\nnotice      spot interruption (stop), 2030-09-18T08:22:00Z\n"), "{text}");
+        assert!(text.contains("\nnotice      termination\n"), "{text}");
+        assert!(text.contains("\ndraining    listeners take no more connections\n"), "{text}");
+        assert!(!super::tests::text(&status()).contains("notice"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ),
     ("nat.timeouts", &["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp_query", "other"]),
     ("nat.limits", &["sessions", "sessions_per_address", "new_sessions_per_second", "fragment_memory"]),
-    ("aws", &["enabled"]),
+    ("aws", &["enabled", "launching_hook", "terminating_hook"]),
     ("admin", &["socket"]),
 ];
 

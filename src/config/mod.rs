@@ -6,6 +6,7 @@
 //! nothing else: the host's facts are arguments.
 
 mod forward;
+mod hooks;
 mod keys;
 mod nat;
 mod problem;
@@ -109,10 +110,21 @@ pub enum Profile {
 }
 
 /// The section `[aws]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Aws {
     /// Whether AWS is asked for anything; `auto`: on EC2 it is.
     pub enabled: Switch,
+    /// Lifecycle hooks of the Auto Scaling group, which wait for this instance.
+    pub hooks: Hooks,
+}
+
+/// Names of lifecycle hooks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Of the transition `autoscaling:EC2_INSTANCE_LAUNCHING`.
+    pub launching: Option<String>,
+    /// Of the transition `autoscaling:EC2_INSTANCE_TERMINATING`.
+    pub terminating: Option<String>,
 }
 
 /// `true`, `false`, or whatever fits the host.
@@ -192,6 +204,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let nat = nat::read(&mut reader, &root);
     let forward = forward::read(&mut reader, &root);
     let aws = read_aws(&mut reader, &root);
+    targets::check(&mut reader, &root, &forward, aws.enabled);
     let socket = reader
         .section(&root, "admin")
         .and_then(|admin| reader.parsed(&admin, "socket", socket_path))
@@ -214,11 +227,12 @@ fn read_xdp(reader: &mut Reader<'_>, root: &Section<'_>) -> XdpConfig {
 
 fn read_aws(reader: &mut Reader<'_>, root: &Section<'_>) -> Aws {
     let Some(section) = reader.section(root, "aws") else { return Aws::default() };
-    let Some(enabled) = reader.switch(&section, "enabled") else { return Aws::default() };
+    let hooks = hooks::read(reader, &section);
+    let Some(enabled) = reader.switch(&section, "enabled") else { return Aws { hooks, ..Aws::default() } };
     if enabled.value == Switch::On && !cfg!(feature = "aws") {
         reader.error(&enabled.place, "this egret was built without AWS support; use \"auto\" or false");
     }
-    Aws { enabled: enabled.value }
+    Aws { enabled: enabled.value, hooks }
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {

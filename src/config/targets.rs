@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::reader::{Field, Reader, Section, quoted};
-use super::{forward::required, is_host_address, keys};
+use super::render::string;
+use super::{Switch, forward::required, is_host_address, keys};
 use crate::balance::{MOST_TARGETS, Target};
 use crate::forward::{Config, Followed, Source};
 
@@ -45,9 +46,12 @@ pub(super) fn read(
 
 /// They again, as items of an array.
 pub(super) fn write(config: &Config) -> Vec<String> {
-    let item = |origin: &dyn std::fmt::Display, weight: u16, backup: bool| match (weight, backup) {
-        (1, false) => format!("\"{origin}\""),
-        _ => format!("{{ address = \"{origin}\", weight = {weight}, backup = {backup} }}"),
+    let item = |origin: &dyn std::fmt::Display, weight: u16, backup: bool| {
+        let origin = string(&origin.to_string());
+        match (weight, backup) {
+            (1, false) => origin,
+            _ => format!("{{ address = {origin}, weight = {weight}, backup = {backup} }}"),
+        }
     };
     let fixed = config.targets.iter().map(|target| item(&target.address, target.weight, target.backup));
     let followed =
@@ -84,8 +88,13 @@ fn target(reader: &mut Reader<'_>, field: Field<'_>) -> Option<(Origin, u16, boo
 }
 
 fn origin(text: &str) -> Result<Origin, String> {
-    if text.starts_with("ec2-tag:") {
-        return Err("targets by tag are not in this version; use addresses, or a name".to_owned());
+    if let Some(tag) = text.strip_prefix("ec2-tag:") {
+        if !cfg!(feature = "aws") {
+            return Err("this egret was built without AWS support; use addresses, or a name".to_owned());
+        }
+        return ec2_tag(tag).map(Origin::Source).ok_or_else(|| {
+            format!("{} is not a tag and a port; use such as \"ec2-tag:role=api:5000\"", quoted(text))
+        });
     }
     if let Some(name) = text.strip_prefix("dns:") {
         return dns(name).map(Origin::Source).ok_or_else(|| {
@@ -120,6 +129,33 @@ fn dns(text: &str) -> Option<Source> {
     good.then(|| Source::Dns { name: name.to_ascii_lowercase(), port })
 }
 
+/// `role=api:5000`. The key ends at the first `=`, and the value at the last `:`.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>
+fn ec2_tag(text: &str) -> Option<Source> {
+    let (tag, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let (key, value) = tag.split_once('=')?;
+    let fits = |text: &str, most: usize| text.chars().count() <= most && !text.chars().any(char::is_control);
+    let good = !key.is_empty() && fits(key, LONGEST_TAG_KEY) && fits(value, LONGEST_TAG_VALUE);
+    good.then(|| Source::Ec2Tag { key: key.to_owned(), value: value.to_owned(), port })
+}
+
+/// Notes targets by tag beside `aws.enabled = false`.
+pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>, listeners: &[Config], enabled: Switch) {
+    let is_tag = |followed: &Followed| matches!(followed.source, Source::Ec2Tag { .. });
+    let tagged = listeners.iter().find(|config| config.followed.iter().any(is_tag));
+    let place = root.subsection("aws").and_then(|aws| aws.keys().find(|(name, _)| *name == "enabled"));
+    if let (Some(config), Some((_, place)), Switch::Off) = (tagged, place, enabled) {
+        let message = format!(
+            "forward {} has targets by tag, which only AWS knows; use \"auto\", or other targets",
+            config.name
+        );
+        reader.error(&place, message);
+    }
+}
+
+const LONGEST_TAG_KEY: usize = 128;
+const LONGEST_TAG_VALUE: usize = 256;
 /// RFC 1035 section 2.3.4.
 const LONGEST_LABEL: usize = 63;
 const LONGEST_NAME: usize = 253;

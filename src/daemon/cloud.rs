@@ -63,6 +63,11 @@ impl Cloud {
         self.known.borrow().checks.iter().max().map(ToString::to_string)
     }
 
+    /// Whether all that was to be done for this host is done; so it is if there is no cloud.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.known.borrow().checks.iter().all(|check| *check == Check::Off)
+    }
+
     /// Changes from now on; without a cloud it is closed.
     pub(super) fn watch(&self) -> watch::Receiver<Known> {
         self.known.clone()

@@ -31,9 +31,11 @@ struct Running {
 pub(super) struct Prepared(Vec<(Config, Option<TcpListener>)>);
 
 impl Forwarding {
-    /// One that takes sockets of `passed`, where they are of a listener's address, instead of binding.
-    pub(super) fn new(passed: Passed) -> Self {
-        Self { passed: Arc::new(passed), ..Self::default() }
+    /// One that takes sockets of `passed`, where they are of a listener's address, instead of binding, and has `discover`
+    /// find the targets that are known by a name.
+    pub(super) fn new(passed: Passed, discover: Arc<dyn Discover>) -> Self {
+        let common = Common { discover, ..Common::default() };
+        Self { common: Arc::new(common), passed: Arc::new(passed), ..Self::default() }
     }
 
     /// Who finds targets that are known by a name.

@@ -8,8 +8,12 @@
 mod aws;
 mod checks;
 mod cloud;
+mod discovery;
 mod forwarding;
+#[cfg(feature = "aws")]
+mod instance;
 mod logging;
+mod outlook;
 mod passed;
 mod proc;
 mod ready;
@@ -20,22 +24,26 @@ mod settings;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::admin::{self, Description};
+use crate::admin::{self, Description, NoticeReport};
 use crate::config::{self, CloudFacts, Config, HostFacts, Problems, ResolveError, Resolved};
 use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
 use crate::forward::{self, Mode};
 use crate::nat;
 pub use checks::Refusal;
 use cloud::Cloud;
+use discovery::Discovery;
 use forwarding::Forwarding;
 pub use logging::{LogFormat, init_logging};
+use outlook::Outlook;
 use passed::Passed;
 use proc::Proc;
 pub use proc::ProcError;
@@ -125,6 +133,11 @@ struct Running {
     description: watch::Sender<Description>,
     handle: Handle,
     cloud: Cloud,
+    outlook: Outlook,
+    /// What of the outlook has been told.
+    coming: Vec<NoticeReport>,
+    /// Set while listeners take no connections, since this instance is about to end.
+    draining: Option<JoinHandle<()>>,
     forwarding: Forwarding,
     services: Control,
     settings: HostSettings,
@@ -211,29 +224,14 @@ impl admin::Source for Source {
     }
 }
 
-impl Running {
-    /// Takes no more connections, and waits for those that there are to end, but not any longer at a second signal.
-    async fn stop_forwarding(&self, again: impl Future<Output = ()>) {
-        let grace = self.forwarding.grace().max(self.services.grace().await.unwrap_or_default());
-        if !grace.is_zero() {
-            let seconds = grace.as_secs();
-            tracing::info!(seconds, "waiting for forwarded connections to end; a second signal ends them");
-        }
-        tokio::select! {
-            _ = async { tokio::join!(self.forwarding.stop(grace), self.services.stop(grace)) } => {}
-            () = again => self.forwarding.stop(Duration::ZERO).await,
-        }
-    }
-}
-
 /// Whether there is a listener with connections of its own to targets.
 fn has_proxies(config: &Config) -> bool {
     config.forward.iter().any(|forward| forward.mode == Mode::Proxy)
 }
 
 /// The listeners whose connections the engine carries.
-fn served(config: &Config) -> Vec<forward::Config> {
-    config.forward.iter().filter(|forward| forward.mode != Mode::Proxy).cloned().collect()
+fn served(forward: &[forward::Config]) -> Vec<forward::Config> {
+    forward.iter().filter(|forward| forward.mode != Mode::Proxy).cloned().collect()
 }
 
 /// Follows signals, the cloud, the worker's life and its readiness until one of them ends the daemon.
@@ -242,6 +240,7 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
     let stopped = handle.stopped();
     tokio::pin!(stopped);
     let mut cloud = running.cloud.watch();
+    let mut outlook = running.outlook.watch();
     let mut readiness = Readiness::default();
     let mut ticks = interval(TICK_UNTIL_READY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -250,9 +249,13 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
             () = ends.recv() => return Ok(()),
             _ = hang_up.recv() => running.reload().await,
             Ok(()) = cloud.changed() => running.follow_cloud().await,
+            Ok(()) = outlook.changed() => running.follow_outlook().await,
             () = &mut stopped => return Err(Error::WorkerEnded),
             _ = ticks.tick() => {
                 let ready = watch_readiness(&handle, &mut readiness).await;
+                if ready && running.cloud.is_in_place() {
+                    running.outlook.in_service();
+                }
                 ticks.reset_after(if ready { TICK } else { TICK_UNTIL_READY });
             }
         }
@@ -292,7 +295,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     }
     let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
     passed.keep(&listen);
-    let forwarding = Forwarding::new(passed);
+    let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled)));
     let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
@@ -303,7 +306,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
     let (targets, services) = services::services();
-    let served = served(&config);
+    let served = served(&config.forward);
     services.configure(&served)?;
     let worker = datapath::spawn(datapath.clone(), nat.clone(), Box::new(targets))?;
     forwarding.adopt(listeners).map_err(Error::Forward)?;
@@ -325,8 +328,10 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let handle = worker.handle();
     let services = services.start(handle.clone(), forwarding.discover(), &served);
     let source_dest_check = cloud.source_dest_check();
-    let description = Description { chosen, config: datapath, nat, source_dest_check };
+    let (notices, draining) = (Vec::new(), false);
+    let description = Description { chosen, config: datapath, nat, source_dest_check, notices, draining };
     let (description, _) = watch::channel(description);
+    let outlook = Outlook::start(&config.aws);
     let running = Running {
         options: options.clone(),
         proc,
@@ -335,6 +340,9 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
         description,
         handle,
         cloud,
+        outlook,
+        coming: Vec::new(),
+        draining: None,
         forwarding,
         services,
         settings,

@@ -53,15 +53,16 @@ impl Running {
     }
 
     /// Makes what a configuration means now, with what the host and the cloud tell, the running one.
-    async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
+    pub(super) async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
         let running = self.description.borrow().clone();
         let cloud = self.cloud.facts();
         // Their sockets count among the host's, whose ports are not NAT's.
-        let listeners = self.forwarding.prepare(&config.forward).map_err(|error| vec![with_causes(&error)])?;
+        let forward = if self.draining.is_some() { Vec::new() } else { config.forward.clone() };
+        let listeners = self.forwarding.prepare(&forward).map_err(|error| vec![with_causes(&error)])?;
         let resolved = self.resolve(&config, &running, cloud.clone())?;
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
-        self.services.configure(&served(&config)).map_err(|error| vec![error.to_string()])?;
+        self.services.configure(&served(&forward)).map_err(|error| vec![error.to_string()])?;
         let reconfigured = self.handle.reconfigure(resolved.nat.clone(), bypass.clone()).await;
         reconfigured
             .map_err(|stopped| vec![stopped.to_string()])?
@@ -71,7 +72,7 @@ impl Running {
             tracing::warn!(key, old, new, "change takes effect only after a restart");
         }
         // What is frozen is compared with what runs.
-        self.config = Config { aws: self.config.aws, ..config };
+        self.config = Config { aws: self.config.aws.clone(), ..config };
         self.applied = cloud;
         self.description.send_modify(|description| {
             description.nat = resolved.nat;
@@ -125,6 +126,10 @@ impl Running {
         compare("datapath", datapath.label().to_owned(), config.datapath.label().to_owned());
         compare("xdp.adjust_mtu", adjust_mtu.to_string(), config.xdp.adjust_mtu.to_string());
         compare("aws.enabled", switch(self.config.aws.enabled), switch(config.aws.enabled));
+        let hook = |hook: &Option<String>| hook.clone().unwrap_or_else(|| "none".to_owned());
+        let (ours, new) = (&self.config.aws.hooks, &config.aws.hooks);
+        compare("aws.launching_hook", hook(&ours.launching), hook(&new.launching));
+        compare("aws.terminating_hook", hook(&ours.terminating), hook(&new.terminating));
         if self.options.socket.is_none() {
             let path = |path: &std::path::Path| path.display().to_string();
             compare("admin.socket", path(self.socket.path()), path(&config.admin.socket));

@@ -1,6 +1,6 @@
 //! Targets that are known by a name, and followed: who is asked for them, when, and how often.
 //!
-//! Asking is a [`Discover`]'s: [`super::Resolver`] asks DNS. What comes of it, [`super::sources`] keeps: an answer
+//! Asking is a [`Discover`]'s: [`super::Resolver`] asks DNS; tags are the daemon's to ask for. What comes of it, [`super::sources`] keeps: an answer
 //! replaces the one before, and a failure replaces nothing. A source that fails is asked again at growing intervals.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ use tokio::time::{sleep, timeout};
 pub enum Source {
     /// Every IPv4 address of a name, at one port.
     Dns { name: String, port: u16 },
+    /// The private address of every running instance of this VPC that has a tag, at one port.
+    Ec2Tag { key: String, value: String, port: u16 },
 }
 
 /// As the configuration has it.
@@ -26,6 +28,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dns { name, port } => write!(f, "dns:{name}:{port}"),
+            Self::Ec2Tag { key, value, port } => write!(f, "ec2-tag:{key}={value}:{port}"),
         }
     }
 }

@@ -68,6 +68,9 @@ impl Discover for Resolver {
     fn find<'a>(&'a self, source: &'a Source) -> Finding<'a> {
         match source {
             Source::Dns { name, port } => Box::pin(self.resolve(name, *port)),
+            Source::Ec2Tag { .. } => {
+                Box::pin(async { Err(DiscoverError::Failed("a name server knows no tags".to_owned())) })
+            }
         }
     }
 }

@@ -1,9 +1,9 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use egret::aws::{Address, Error, Identity, Imds};
+use egret::aws::{Address, Error, Identity, Imds, Instance};
 
 use crate::http::{Answer, Request, serve};
 
@@ -25,7 +25,14 @@ pub fn tree() -> Tree {
     ];
     let mut tree: Tree =
         of_interface.iter().map(|(path, text)| (format!("{INTERFACE}/{path}"), (*text).to_owned())).collect();
-    tree.insert("placement/region".to_owned(), "eu-west-1".to_owned());
+    for (path, text) in [
+        ("placement/region", "eu-west-1"),
+        ("placement/availability-zone", "eu-west-1a"),
+        ("instance-id", "i-0123456789abcdef0"),
+        ("mac", "02:29:96:8f:6a:2d"),
+    ] {
+        tree.insert(path.to_owned(), text.to_owned());
+    }
     tree
 }
 
@@ -73,6 +80,51 @@ async fn identity_has_the_interface_its_network_and_its_addresses() {
         ],
     };
     assert_eq!(identity, expected);
+}
+
+/// The instance when some paths have these texts.
+async fn instance_with(more: &[(&str, &str)]) -> Result<Instance, Error> {
+    let mut tree = tree();
+    tree.extend(more.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())));
+    let address = serve(move |request| answer(&tree, request)).await;
+    Imds::at(&format!("http://{address}")).unwrap().instance().await
+}
+
+#[tokio::test]
+async fn the_instance_has_its_place_and_its_tags_if_they_may_be_told() {
+    let mut expected = Instance {
+        id: "i-0123456789abcdef0".into(),
+        region: "eu-west-1".into(),
+        availability_zone: "eu-west-1a".into(),
+        vpc: "vpc-0a1b2c3d4e5f60718".into(),
+        tags: BTreeMap::new(),
+    };
+    assert_eq!(instance_with(&[]).await.unwrap(), expected);
+    let tags = [
+        ("tags/instance", "Name\negret:gateway\ngone"),
+        ("tags/instance/Name", " a name "),
+        ("tags/instance/egret:gateway", "az-a"),
+    ];
+    expected.tags = [("Name", " a name "), ("egret:gateway", "az-a")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+    assert_eq!(instance_with(&tags).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn an_instance_that_is_malformed_is_refused_and_named() {
+    for (path, text) in [
+        ("instance-id", "eni-0123456789abcdef0"),
+        ("instance-id", ""),
+        ("placement/availability-zone", "eu-west-1a/../"),
+        ("mac", "02:29:96:8f:6a"),
+        ("mac", "../../../iam/xx:y"),
+        ("tags/instance", "Name\n../../iam"),
+        ("tags/instance", "Name\n.."),
+    ] {
+        let error = instance_with(&[(path, text)]).await.unwrap_err();
+        assert!(matches!(&error, Error::Malformed { path: named, .. } if named == path), "{text:?}: {error:?}");
+    }
 }
 
 #[tokio::test]

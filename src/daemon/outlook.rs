@@ -1,0 +1,144 @@
+//! What is about to happen to this instance, and what follows from that: if it is sure to end, forwarding drains.
+//!
+//! Nothing is told unless AWS is switched on. NAT goes on until the very end: there is nobody yet to hand it over to.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::Running;
+use super::forwarding::Forwarding;
+use super::services::Control;
+use crate::admin::NoticeReport;
+use crate::config::Aws;
+
+/// Notices of what is coming, kept up by tasks that end when this is dropped, and told how far the daemon is.
+#[derive(Debug)]
+pub(super) struct Outlook {
+    coming: watch::Receiver<Vec<NoticeReport>>,
+    progress: watch::Sender<Progress>,
+    _tasks: JoinSet<()>,
+}
+
+/// How far the daemon is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// It has been ready, with all that AWS was to do for it done.
+    pub(super) in_service: bool,
+    /// It ends, and forwarding has drained.
+    pub(super) drained: bool,
+}
+
+impl Outlook {
+    /// Begins to look out, if AWS is on.
+    pub(super) fn start(aws: &Aws) -> Self {
+        #[cfg(feature = "aws")]
+        if super::aws::is_on(aws.enabled) {
+            return super::instance::start(&aws.hooks);
+        }
+        #[cfg(not(feature = "aws"))]
+        let _ = aws;
+        Self::new(watch::Sender::default().subscribe(), watch::Sender::default(), JoinSet::new())
+    }
+
+    /// With tasks that send what is coming, and look at the progress.
+    pub(super) fn new(
+        coming: watch::Receiver<Vec<NoticeReport>>,
+        progress: watch::Sender<Progress>,
+        tasks: JoinSet<()>,
+    ) -> Self {
+        Self { coming, progress, _tasks: tasks }
+    }
+
+    /// Changes from now on; it is closed if nobody looks out.
+    pub(super) fn watch(&self) -> watch::Receiver<Vec<NoticeReport>> {
+        self.coming.clone()
+    }
+
+    /// The daemon is of use from now on.
+    pub(super) fn in_service(&self) {
+        self.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.in_service, true));
+    }
+}
+
+impl Running {
+    /// Tells of what is coming, and drains forwarding if that is the end, or takes it up again if the end does not come.
+    pub(super) async fn follow_outlook(&mut self) {
+        let coming = self.outlook.coming.borrow().clone();
+        let known = std::mem::take(&mut self.coming);
+        for NoticeReport { kind, detail, at, .. } in coming.iter().filter(|notice| !known.contains(notice)) {
+            tracing::warn!(kind, detail, at_unix_seconds = at, "notice of what happens to this instance");
+        }
+        for NoticeReport { kind, detail, .. } in known.iter().filter(|notice| !coming.contains(notice)) {
+            tracing::info!(kind, detail, "notice is withdrawn");
+        }
+        let ends = coming.iter().any(|notice| notice.end);
+        self.coming = coming;
+        match (ends, self.draining.is_some()) {
+            (true, false) => {
+                tracing::warn!(
+                    "this instance is about to end: listeners take no more connections, those that there are may go on \
+                     for a while; nat goes on, since there is no peer to hand it over to"
+                );
+                let drained = drain(self.forwarding.clone(), self.services.clone());
+                let progress = self.outlook.progress.clone();
+                self.draining = Some(tokio::spawn(async move {
+                    drained.await;
+                    tracing::info!("forwarding has drained");
+                    progress.send_modify(|progress| progress.drained = true);
+                }));
+            }
+            (false, true) => {
+                tracing::warn!("this instance does not end after all: listeners take connections again");
+                // Connections that still drain end in their own time.
+                self.draining = None;
+                self.outlook.progress.send_modify(|progress| progress.drained = false);
+                if let Err(problems) = self.adopt(self.config.clone()).await {
+                    for problem in problems {
+                        tracing::error!(problem, "listeners not opened again");
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.description.send_modify(|description| {
+            description.notices.clone_from(&self.coming);
+            description.draining = self.draining.is_some();
+        });
+    }
+
+    /// Takes no more connections, and waits for those that there are to end, but not any longer at a second signal.
+    pub(super) async fn stop_forwarding(&mut self, again: impl Future<Output = ()>) {
+        let begun = self.draining.take().filter(|begun| !begun.is_finished());
+        let seconds = grace(&self.forwarding, &self.services).await.as_secs_f64();
+        if begun.is_some() || seconds > 0.0 {
+            tracing::info!(seconds, "waiting for forwarded connections to end; a second signal ends them");
+        }
+        let drained = drain(self.forwarding.clone(), self.services.clone());
+        tokio::select! {
+            () = async {
+                drained.await;
+                end_of(begun).await;
+            } => {}
+            () = again => self.forwarding.stop(Duration::ZERO).await,
+        }
+    }
+}
+
+async fn end_of(begun: Option<JoinHandle<()>>) {
+    if let Some(begun) = begun {
+        // It is never cancelled, and does not panic.
+        let _ = begun.await;
+    }
+}
+
+/// Takes no more connections, and waits for those that there are to end, for their deregistration delay at most.
+async fn drain(forwarding: Forwarding, services: Control) {
+    let grace = grace(&forwarding, &services).await;
+    tokio::join!(forwarding.stop(grace), services.stop(grace));
+}
+
+async fn grace(forwarding: &Forwarding, services: &Control) -> Duration {
+    forwarding.grace().max(services.grace().await.unwrap_or_default())
+}
