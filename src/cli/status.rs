@@ -406,11 +406,11 @@ mod tests {
         };
         let spot = notice("spot_interruption", Some("stop"), Some(1_915_950_120));
         let notices = vec![spot, notice("termination", None, None)];
+        assert!(!text(&status()).contains("notice"));
         let text = text(&Status { notices, draining: true, ..status() });
         assert!(text.contains("\nnotice      spot interruption (stop), 2030-09-18T08:22:00Z\n"), "{text}");
         assert!(text.contains("\nnotice      termination\n"), "{text}");
         assert!(text.contains("\ndraining    listeners take no more connections\n"), "{text}");
-        assert!(!super::tests::text(&status()).contains("notice"));
     }
 
     #[test]
