@@ -5,7 +5,9 @@
 //! go on. Refused: version 1 of that service, answers that do not parse, retries without a bound on their rate.
 
 mod call;
+mod ec2;
 mod imds;
+mod plan;
 mod source_dest_check;
 
 use std::ffi::OsStr;
@@ -14,7 +16,9 @@ use std::path::Path;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
+pub use ec2::{Association, Ec2, ElasticIp, NetworkInterface, PrivateAddress, Route, RouteTable, Tables};
 pub use imds::{Address, Error, Identity, Imds};
+pub use plan::{Change, Desired, ElasticIps, Observed, Plan, Problem, Routes, plan};
 pub use source_dest_check::{SourceDestCheck, State, Timing};
 
 /// Whether this machine is an EC2 instance, from files of the firmware and the hypervisor only: no packet is
