@@ -85,6 +85,20 @@ pub struct Association {
     pub private: Option<Ipv4Addr>,
 }
 
+impl ElasticIp {
+    /// Whether it is associated with this network interface.
+    #[must_use]
+    pub fn is_on(&self, eni: &str) -> bool {
+        self.association.as_ref().is_some_and(|association| association.eni.as_deref() == Some(eni))
+    }
+
+    /// The private address that it is associated with.
+    #[must_use]
+    pub fn private(&self) -> Option<Ipv4Addr> {
+        self.association.as_ref().and_then(|association| association.private)
+    }
+}
+
 impl Ec2 {
     /// With the credentials, region and endpoint of `config`; a call may take `within`, and is made once. Makes no
     /// request yet.

@@ -198,17 +198,16 @@ pub(super) fn elastic_ips(desired: &Desired, observed: &Observed) -> Plan {
     let absent = desired.pool.iter().filter(|id| find(id).is_none());
     plan.problems.extend(absent.map(|id| Problem::NoElasticIp(id.clone())));
     let pool: Vec<&ElasticIp> = desired.pool.iter().filter_map(find).collect();
-    let held = held(&pool, &desired.eni).count();
-    let mut free = pool.iter().filter(|address| address.association.is_none());
-    // One that has an Elastic IP of somebody else's is not free either: EC2 would take that one away from it.
-    let is_free = |private: &Ipv4Addr| {
-        !pool.iter().any(|address| {
-            let association = address.association.as_ref();
-            association.is_some_and(|at| at.eni.as_ref() == Some(&desired.eni) && at.private == Some(*private))
-        })
-    };
-    let places = interface.addresses.iter().filter(|address| address.allocation.is_none());
-    let mut places = places.map(|address| address.private).filter(is_free);
+    // Either call may not show yet what the other does.
+    let shown = |id: &String| interface.addresses.iter().any(|address| address.allocation.as_ref() == Some(id));
+    let is_ours = |address: &&&ElasticIp| shown(&address.allocation) || address.is_on(&desired.eni);
+    let held: Vec<&ElasticIp> = pool.iter().filter(is_ours).copied().collect();
+    let mut free = pool.iter().filter(|address| address.association.is_none() && !is_ours(address));
+    // One that has an Elastic IP of another pool is not free either: EC2 would take that one away from it.
+    let places = interface.addresses.iter().filter(|place| place.allocation.is_none());
+    let is_taken = |place: Ipv4Addr| held.iter().any(|address| address.private() == Some(place));
+    let mut places = places.map(|place| place.private).filter(|place| !is_taken(*place));
+    let held = held.len();
     let missing = desired.count.saturating_sub(held);
     for done in 0..missing {
         let Some(address) = free.next() else {
@@ -225,15 +224,6 @@ pub(super) fn elastic_ips(desired: &Desired, observed: &Observed) -> Plan {
         plan.changes.push(Change::Associate { allocation, public, eni, private });
     }
     plan
-}
-
-/// Those that a network interface has.
-pub(super) fn held<'a>(pool: &'a [&ElasticIp], eni: &'a str) -> impl Iterator<Item = &'a ElasticIp> {
-    let is_held = move |address: &&ElasticIp| {
-        let association = address.association.as_ref();
-        association.is_some_and(|association| association.eni.as_deref() == Some(eni))
-    };
-    pool.iter().copied().filter(is_held)
 }
 
 impl fmt::Display for Change {
@@ -254,5 +244,209 @@ impl fmt::Display for Change {
                 write!(f, "associate the Elastic IP {allocation} ({public}) with {private} of {eni}")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ec2::{Association, PrivateAddress};
+    use super::*;
+
+    const ENI: &str = "eni-0123456789abcdef0";
+    const VPC: &str = "vpc-0a1b2c3d4e5f60718";
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn routes_to(destinations: &[&str]) -> Desired {
+        let tables = Tables::Ids(vec!["rtb-a".to_owned()]);
+        let destinations = destinations.iter().map(|text| net(text)).collect();
+        let routes = Routes { eni: ENI.to_owned(), vpc: VPC.to_owned(), tables, destinations };
+        Desired { routes: Some(routes), ..Desired::default() }
+    }
+
+    fn table(id: &str, vpc: &str, routes: &[(&str, &str, bool)]) -> RouteTable {
+        let route = |(destination, target, active): &(&str, &str, bool)| Route {
+            destination: net(destination),
+            target: (*target).to_owned(),
+            active: *active,
+        };
+        RouteTable { id: id.to_owned(), vpc: vpc.to_owned(), routes: routes.iter().map(route).collect() }
+    }
+
+    fn with_tables(tables: Vec<RouteTable>) -> Observed {
+        Observed { tables: Some(tables), ..Observed::default() }
+    }
+
+    /// What is done about the default route of the one table that is named.
+    fn plan_for(target: &str, active: bool) -> Plan {
+        let table = table("rtb-a", VPC, &[("10.0.0.0/16", "local", true), ("0.0.0.0/0", target, active)]);
+        plan(&routes_to(&["0.0.0.0/0"]), &with_tables(vec![table]))
+    }
+
+    #[test]
+    fn missing_routes_are_created_in_the_named_table_alone() {
+        let other = table("rtb-b", VPC, &[]);
+        let named = table("rtb-a", VPC, &[("198.51.100.0/24", ENI, true)]);
+        let plan = plan(&routes_to(&["0.0.0.0/0", "198.51.100.0/24"]), &with_tables(vec![other, named]));
+        let (table, destination, eni) = ("rtb-a".to_owned(), net("0.0.0.0/0"), ENI.to_owned());
+        assert_eq!(plan.changes, [Change::CreateRoute { table, destination, eni }]);
+        assert_eq!(plan.problems, []);
+    }
+
+    #[test]
+    fn a_route_that_is_ours_and_active_is_left_alone() {
+        assert_eq!(plan_for(ENI, true), Plan::default());
+    }
+
+    #[test]
+    fn other_nats_and_black_holes_are_replaced() {
+        let targets = [
+            ("eni-0fedcba9876543210", true),
+            ("eni-0fedcba9876543210", false),
+            ("nat-0123456789abcdef0", true),
+            ("nat-0123456789abcdef0", false),
+            ("tgw-0123456789abcdef0", false),
+            (ENI, false),
+        ];
+        for (target, active) in targets {
+            let plan = plan_for(target, active);
+            assert!(matches!(&plan.changes[..], [Change::ReplaceRoute { from, .. }] if from.target == target));
+            assert_eq!(plan.problems, [], "{target}");
+        }
+    }
+
+    #[test]
+    fn a_public_subnets_table_is_left_alone_even_if_its_gateway_is_gone() {
+        for active in [true, false] {
+            let plan = plan_for("igw-0123456789abcdef0", active);
+            assert_eq!(plan.changes, []);
+            assert!(matches!(plan.problems[..], [Problem::PublicTable { .. }]), "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_leads_elsewhere_on_purpose_is_left_alone() {
+        for target in ["tgw-0123456789abcdef0", "pcx-0123456789abcdef0", "vpce-0123456789abcdef0", "local"] {
+            let plan = plan_for(target, true);
+            assert_eq!(plan.changes, [], "{target}");
+            assert!(matches!(plan.problems[..], [Problem::OtherWay { .. }]), "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn tables_that_are_elsewhere_or_nowhere_are_problems() {
+        let elsewhere = table("rtb-a", "vpc-0fedcba987654321f", &[]);
+        let plan_of = |tables| plan(&routes_to(&["0.0.0.0/0"]), &with_tables(tables));
+        assert!(matches!(&plan_of(vec![elsewhere]).problems[..], [Problem::OtherVpc { .. }]));
+        assert!(matches!(&plan_of(Vec::new()).problems[..], [Problem::NoTable(id)] if id == "rtb-a"));
+        let mut tagged = routes_to(&["0.0.0.0/0"]);
+        let tables = Tables::Tagged { vpc: VPC.to_owned(), tags: [("k".to_owned(), "v".to_owned())].into() };
+        tagged.routes.as_mut().unwrap().tables = tables;
+        let plan = plan(&tagged, &with_tables(Vec::new()));
+        assert!(matches!(&plan.problems[..], [Problem::NoTaggedTable { vpc }] if vpc == VPC), "{plan:?}");
+    }
+
+    #[test]
+    fn what_was_not_observed_is_not_judged() {
+        let desired = Desired { forwarding: [ENI.to_owned()].into(), ..pool(&["eipalloc-a"], 1) };
+        let desired = Desired { routes: routes_to(&["0.0.0.0/0"]).routes, ..desired };
+        assert_eq!(plan(&desired, &Observed::default()), Plan::default());
+    }
+
+    fn pool(allocations: &[&str], count: usize) -> Desired {
+        let pool = allocations.iter().map(|id| (*id).to_owned()).collect();
+        let elastic_ips = Some(ElasticIps { eni: ENI.to_owned(), pool, count });
+        Desired { elastic_ips, ..Desired::default() }
+    }
+
+    /// An interface with these addresses (last octet, allocation), and Elastic IPs that are used (interface, octet).
+    fn with_addresses(places: &[(u8, Option<&str>)], used: &[(&str, Option<(&str, u8)>)]) -> Observed {
+        let place = |(host, allocation): &(u8, Option<&str>)| PrivateAddress {
+            private: [10, 0, 0, *host].into(),
+            allocation: allocation.map(str::to_owned),
+        };
+        let addresses = places.iter().map(place).collect();
+        let interface = NetworkInterface { id: ENI.to_owned(), source_dest_check: false, addresses };
+        let elastic_ips = used.iter().zip(1..).map(|((id, used), host)| ElasticIp {
+            allocation: (*id).to_owned(),
+            public: [203, 0, 113, host].into(),
+            association: used.map(|(eni, host)| Association {
+                id: "eipassoc-0".to_owned(),
+                eni: Some(eni.to_owned()),
+                private: Some([10, 0, 0, host].into()),
+            }),
+        });
+        Observed {
+            interfaces: Some(vec![interface]),
+            elastic_ips: Some(elastic_ips.collect()),
+            ..Observed::default()
+        }
+    }
+
+    /// The associations that are made, as allocation and last octet of the private address.
+    fn associated(plan: &Plan) -> Vec<(&str, u8)> {
+        let mut associated = Vec::new();
+        for change in &plan.changes {
+            if let Change::Associate { allocation, private, .. } = change {
+                associated.push((allocation.as_str(), private.octets()[3]));
+            }
+        }
+        associated
+    }
+
+    #[test]
+    fn the_first_free_of_the_pool_is_taken_in_its_order() {
+        let used = [("eipalloc-a", Some(("eni-0f", 9))), ("eipalloc-b", None), ("eipalloc-c", None)];
+        let observed = with_addresses(&[(10, None), (11, None)], &used);
+        let plan_of = |pool: Desired| plan(&pool, &observed);
+        assert_eq!(
+            associated(&plan_of(pool(&["eipalloc-a", "eipalloc-c", "eipalloc-b"], 1))),
+            [("eipalloc-c", 10)]
+        );
+        let both = plan_of(pool(&["eipalloc-a", "eipalloc-b", "eipalloc-c"], 2));
+        assert_eq!(associated(&both), [("eipalloc-b", 10), ("eipalloc-c", 11)]);
+        assert_eq!(both.problems, []);
+    }
+
+    #[test]
+    fn one_that_the_interface_has_counts_whichever_call_shows_it() {
+        let shown_by_address =
+            with_addresses(&[(10, None)], &[("eipalloc-a", Some((ENI, 10))), ("eipalloc-b", None)]);
+        let shown_by_interface =
+            with_addresses(&[(10, Some("eipalloc-a"))], &[("eipalloc-a", None), ("eipalloc-b", None)]);
+        for observed in [shown_by_address, shown_by_interface] {
+            assert_eq!(plan(&pool(&["eipalloc-b", "eipalloc-a"], 1), &observed), Plan::default());
+        }
+    }
+
+    #[test]
+    fn an_address_is_assigned_when_the_interface_has_none_left() {
+        // The primary one has an Elastic IP that is not of the pool; it is not taken away.
+        let observed =
+            with_addresses(&[(10, Some("eipalloc-z"))], &[("eipalloc-a", None), ("eipalloc-b", None)]);
+        let plan = plan(&pool(&["eipalloc-a", "eipalloc-b"], 2), &observed);
+        assert_eq!(plan.changes, [Change::AssignAddress { eni: ENI.to_owned() }]);
+    }
+
+    #[test]
+    fn a_pool_in_use_or_unknown_is_a_problem_and_nobody_loses_one() {
+        let observed = with_addresses(&[(10, None)], &[("eipalloc-a", Some(("eni-0f", 9)))]);
+        let plan = plan(&pool(&["eipalloc-a", "eipalloc-b"], 2), &observed);
+        assert_eq!(plan.changes, []);
+        let absent = Problem::NoElasticIp("eipalloc-b".to_owned());
+        assert_eq!(plan.problems, [absent, Problem::PoolInUse { missing: 2 }]);
+    }
+
+    #[test]
+    fn checks_come_first_and_an_interface_that_is_not_shown_is_a_problem() {
+        let mut observed = with_addresses(&[(10, None)], &[("eipalloc-a", None)]);
+        observed.interfaces.as_mut().unwrap()[0].source_dest_check = true;
+        let forwarding = [ENI.to_owned(), "eni-0f".to_owned()].into();
+        let plan = plan(&Desired { forwarding, ..pool(&["eipalloc-a"], 1) }, &observed);
+        assert_eq!(plan.changes[0], Change::SwitchCheckOff { eni: ENI.to_owned() });
+        assert_eq!(plan.changes.len(), 2);
+        assert_eq!(plan.problems, [Problem::NoInterface("eni-0f".to_owned())]);
     }
 }
