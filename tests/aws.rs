@@ -5,6 +5,10 @@
 
 #[path = "aws/daemon.rs"]
 mod daemon;
+#[path = "aws/dry_run.rs"]
+mod dry_run;
+#[path = "aws/ec2.rs"]
+mod ec2;
 #[path = "aws/environment.rs"]
 mod environment;
 #[path = "aws/fleet.rs"]
@@ -17,12 +21,14 @@ mod imds;
 mod lab;
 #[path = "aws/lifecycle.rs"]
 mod lifecycle;
+#[path = "aws/moto.rs"]
+mod moto;
 #[path = "aws/notices.rs"]
 mod notices;
+#[path = "aws/reconcile.rs"]
+mod reconcile;
 #[path = "aws/site.rs"]
 mod site;
-#[path = "aws/source_dest_check.rs"]
-mod source_dest_check;
 #[path = "aws/tag_targets.rs"]
 mod tag_targets;
 

@@ -1,15 +1,17 @@
 //! What Egret knows from and asks of EC2: the identity of its network interface from the instance metadata
-//! service, and the source/destination check, kept off; what is about to happen to the instance, and its lifecycle in an
-//! Auto Scaling group; instances by their tags.
+//! service; source/destination checks, routes and Elastic IPs from the API, kept as they are desired; what is about to happen to the
+//! instance, and its lifecycle in an Auto Scaling group; instances by their tags.
 //!
 //! Nothing here is on a packet's path, and no error of an API ends anything: callers get an error or a state and
 //! go on. Refused: version 1 of that service, answers that do not parse, retries without a bound on their rate.
 
 mod call;
+mod ec2;
 mod imds;
 mod lifecycle;
 mod notices;
-mod source_dest_check;
+mod plan;
+mod reconcile;
 mod tagged;
 
 use std::ffi::OsStr;
@@ -18,10 +20,12 @@ use std::path::Path;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
+pub use ec2::{Association, Ec2, ElasticIp, NetworkInterface, PrivateAddress, Route, RouteTable, Tables};
 pub use imds::{Address, Error, Identity, Imds, Instance};
 pub use lifecycle::{Lifecycle, Proceeded, Transition, Waits};
 pub use notices::{Notice, Notices, SpotAction};
-pub use source_dest_check::{SourceDestCheck, State, Timing};
+pub use plan::{Change, Desired, ElasticIps, Observed, Plan, Problem, Routes, plan};
+pub use reconcile::{Check, HeldElasticIp, Reconciler, RouteState, State, Timing, Way, observe};
 pub use tagged::{Pace, TaggedInstances};
 
 /// Whether this machine is an EC2 instance, from files of the firmware and the hypervisor only: no packet is

@@ -5,6 +5,7 @@
 //! what is allowed; nothing half-valid gets past this module. It reads the one file that it is given and
 //! nothing else: the host's facts are arguments.
 
+mod aws;
 mod forward;
 mod hooks;
 mod keys;
@@ -16,6 +17,7 @@ mod resolve;
 mod targets;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -110,12 +112,43 @@ pub enum Profile {
 }
 
 /// The section `[aws]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aws {
     /// Whether AWS is asked for anything; `auto`: on EC2 it is.
     pub enabled: Switch,
+    /// Which route tables lead to this instance.
+    pub route_tables: RouteTables,
+    /// The destinations of the routes in them.
+    pub routes: Vec<Ipv4Net>,
+    /// Allocation ids: a pool, in the order in which they are tried. Empty: none is associated.
+    pub elastic_ips: Vec<String>,
+    /// How many of the pool; at least 1.
+    pub elastic_ip_count: usize,
     /// Lifecycle hooks of the Auto Scaling group, which wait for this instance.
     pub hooks: Hooks,
+}
+
+impl Default for Aws {
+    fn default() -> Self {
+        Self {
+            enabled: Switch::default(),
+            route_tables: RouteTables::default(),
+            routes: vec![Ipv4Net::default()],
+            elastic_ips: Vec::new(),
+            elastic_ip_count: 1,
+            hooks: Hooks::default(),
+        }
+    }
+}
+
+/// A choice of route tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RouteTables {
+    #[default]
+    None,
+    Ids(Vec<String>),
+    /// Those of the VPC that have all of these tags.
+    Tagged(BTreeMap<String, String>),
 }
 
 /// Names of lifecycle hooks.
@@ -203,7 +236,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let xdp = read_xdp(&mut reader, &root);
     let nat = nat::read(&mut reader, &root);
     let forward = forward::read(&mut reader, &root);
-    let aws = read_aws(&mut reader, &root);
+    let aws = aws::read(&mut reader, &root);
     targets::check(&mut reader, &root, &forward, aws.enabled);
     let socket = reader
         .section(&root, "admin")
@@ -223,16 +256,6 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
 fn read_xdp(reader: &mut Reader<'_>, root: &Section<'_>) -> XdpConfig {
     let Some(section) = reader.section(root, "xdp") else { return XdpConfig::default() };
     XdpConfig { adjust_mtu: reader.boolean(&section, "adjust_mtu").unwrap_or_default() }
-}
-
-fn read_aws(reader: &mut Reader<'_>, root: &Section<'_>) -> Aws {
-    let Some(section) = reader.section(root, "aws") else { return Aws::default() };
-    let hooks = hooks::read(reader, &section);
-    let Some(enabled) = reader.switch(&section, "enabled") else { return Aws { hooks, ..Aws::default() } };
-    if enabled.value == Switch::On && !cfg!(feature = "aws") {
-        reader.error(&enabled.place, "this egret was built without AWS support; use \"auto\" or false");
-    }
-    Aws { enabled: enabled.value, hooks }
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {
