@@ -153,7 +153,7 @@ impl Reconciler {
             self.complain(&pass);
             self.publish(&mut pass);
             let wait = if is_settled {
-                if backoff.succeeded() {
+                if backoff.succeeded() && pass.state.problems.is_empty() {
                     tracing::info!("aws is as desired");
                 }
                 let thousandths = 900 + u32::try_from(RandomState::new().hash_one(0) % 200).unwrap_or(100);

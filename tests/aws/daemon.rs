@@ -343,6 +343,36 @@ fn reloading_changes_which_tables_lead_here() -> Result {
 }
 
 #[test]
+fn packets_flow_whatever_the_api_does() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let cloud = Cloud::start(lab.nat())?;
+    // The lab's internet knows the first of them alone.
+    let toml = gateway().replace("elastic_ip_count = 2", "elastic_ip_count = 1");
+    let egret = cloud.spawn(lab.nat(), &toml)?;
+    wait_for_aws(lab.nat(), &egret, "routes", &active(&[TABLE]))?;
+    for fault in [
+        Fault::Closed(ALL),
+        Fault::Rubbish(ALL),
+        Fault::Error(ALL, 503, "RequestLimitExceeded"),
+        Fault::Error(ALL, 503, "ServiceUnavailable"),
+        Fault::Silence(ALL),
+    ] {
+        let calls = cloud.ec2(|ec2| {
+            ec2.fault = fault;
+            ec2.calls.len()
+        });
+        // A look that nobody answers.
+        egret.reload(&toml)?;
+        lab.nat().wait_for("a call", || Ok(cloud.ec2(|ec2| ec2.calls.len()) > calls))?;
+        lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
+        assert_eq!(egret.status()?["ready"], json!(true), "{fault:?}");
+        assert_eq!(egret.status()?["aws"]["routes"], active(&[TABLE]), "as last seen");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_instance_without_a_role_moves_packets_and_says_what_it_lacks_until_it_has_one() -> Result {
     let lab = Lab::new(Options::default())?;
     let _web = Web::start(lab.internet(), 80)?;
