@@ -1,9 +1,12 @@
 //! Egret's proxy beside HAProxy and nginx: `cargo bench --no-default-features --bench forward`, with `quick` as an
-//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `memory`.
+//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `nat`, `memory`.
 //!
 //! Each proxy is on a host of its own, one veth link away from the host that has both clients and backend. A proxy, and
 //! what its host's kernel does for it, is on one processor; all the rest is on the other. They are used in turns.
 //! Nothing is asserted. It needs root.
+//!
+//! In `nat` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`, as client and targets
+//! are one host.
 
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
@@ -106,6 +109,17 @@ fn compare(plan: &Plan) -> Result {
             rate.print(&format!("{name}, {connections} at once"), Better::More);
             tail.print("  p99, us", Better::Less);
             cost.print("  processor time of one, us", Better::Less);
+        }
+    }
+    if plan.wants("nat") {
+        println!();
+        for (kind, name) in [
+            ("nat-bulk", "by nat: bulk, connections: 8, Gbit/s"),
+            ("nat", "by nat: new connections, thousands/s"),
+        ] {
+            let (connections, scale) = if kind == "nat" { (AT_ONCE, 1e3) } else { (8, 1e9 / 8.0) };
+            let [rate] = take_turns(plan, &proxies, using(kind, connections), |work| [work.done.rate / scale])?;
+            rate.print(name, Better::More);
         }
     }
     drop(proxies);

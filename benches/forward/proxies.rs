@@ -32,6 +32,8 @@ pub struct Proxy {
     address: SocketAddr,
     /// Where it is meant for much data.
     bulk: SocketAddr,
+    /// Where Egret is no proxy.
+    nat: SocketAddr,
     process: Running,
 }
 
@@ -79,10 +81,11 @@ impl Site {
         };
         let address = SocketAddr::from((own, PORT));
         let bulk = SocketAddr::from((own, if kind == Kind::Haproxy { BULK_PORT } else { PORT }));
+        let nat = SocketAddr::from((own, if kind == Kind::Egret { NAT_PORT } else { PORT }));
         let pinned = ["taskset", "--cpu-list", &ITS_PROCESSOR.to_string()].map(str::to_owned);
         let process = match kind {
             Kind::Egret => {
-                let config = self.lab.config("") + &egret(address);
+                let config = self.lab.config("") + &egret(address) + &egret_nat(nat);
                 Running::Egret(Egret::start_under(host, &config, &pinned.each_ref().map(String::as_str))?)
             }
             Kind::Haproxy => {
@@ -96,15 +99,23 @@ impl Site {
             }
         };
         host.wait_listening(Transport::Tcp, PORT)?;
-        let proxy = Proxy { address, bulk, process };
+        let proxy = Proxy { address, bulk, nat, process };
         // Also shows that it works.
         self.load(&proxy, "requests", 1, Duration::from_millis(50))?;
+        self.load(&proxy, "nat", 1, Duration::from_millis(50))?;
         Ok(proxy)
     }
 
     /// Has a client of this kind use a proxy, by so many connections at once, for some time.
     pub fn load(&self, proxy: &Proxy, kind: &str, connections: usize, time: Duration) -> Result<Work> {
-        let address = if kind == "bulk" { proxy.bulk } else { proxy.address }.to_string();
+        let (kind, address) = match kind {
+            "bulk" => (kind, proxy.bulk),
+            "nat" => ("connections", proxy.nat),
+            "nat-bulk" if proxy.nat == proxy.address => ("bulk", proxy.bulk),
+            "nat-bulk" => ("bulk", proxy.nat),
+            _ => (kind, proxy.address),
+        };
+        let address = address.to_string();
         let (connections, millis) = (connections.to_string(), time.as_millis().to_string());
         let before = process::run_time(proxy.id())?;
         let command = command(&[kind, &address, &connections, &millis])?;
@@ -185,6 +196,14 @@ fn egret(listen: SocketAddr) -> String {
     )
 }
 
+fn egret_nat(listen: SocketAddr) -> String {
+    let targets = targets(|_, address| format!("\"{address}\", "));
+    format!(
+        "\n[[forward]]\nname = \"nat\"\nmode = \"nat\"\npreserve_client_ip = false\nlisten = \"{listen}\"\n\
+         targets = [{targets}]\nconnection_limit = 100000\n"
+    )
+}
+
 /// It knows by itself when to splice, but not always, and told to do so always it is worse at all else: it gets both.
 fn haproxy(listen: SocketAddr, bulk: SocketAddr) -> String {
     let servers = targets(|number, address| format!(" server t{number} {address}\n"));
@@ -214,6 +233,7 @@ const ITS_PROCESSOR: usize = 1;
 const OTHERS_PROCESSOR: usize = 0;
 const PORT: u16 = 5000;
 const BULK_PORT: u16 = 5001;
+const NAT_PORT: u16 = 5002;
 const TARGETS: u8 = 8;
 /// More than are ever open.
 const CONNECTIONS: usize = 9_950;
