@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::types::Filter;
+use aws_sdk_ec2::types::{Filter, Reservation};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -102,7 +102,7 @@ impl TaggedInstances {
                 .max_results(PAGE)
                 .set_next_token(next);
             let answer = self.calls.make(ACTION, request.send()).await?;
-            for instance in answer.reservations().iter().flat_map(|reservation| reservation.instances()) {
+            for instance in answer.reservations().iter().flat_map(Reservation::instances) {
                 let Some(address) = instance.private_ip_address() else { continue };
                 let address = address.parse().map_err(|_| unclear("an address that is none"))?;
                 if instance.vpc_id() == Some(&self.vpc) {
