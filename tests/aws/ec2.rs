@@ -222,7 +222,7 @@ impl Ec2 {
                 assert_eq!(form.get("SecondaryPrivateIpAddressCount"), "1");
                 let all: Vec<Ipv4Addr> =
                     self.world.interfaces.values().flat_map(|known| known.addresses.clone()).collect();
-                let next = (30..).map(|host| Ipv4Addr::from([10, 0, 0, host])).find(|ip| !all.contains(ip));
+                let next = (30..=99).map(|host| Ipv4Addr::from([10, 0, 0, host])).find(|ip| !all.contains(ip));
                 let next = next.unwrap();
                 self.interface(form)?.addresses.push(next);
                 Ok(format!(

@@ -86,7 +86,7 @@ async fn an_empty_vpc_of_moto_is_brought_to_work_and_then_left_alone() {
         elastic_ips: Some(ElasticIps { eni: eni.clone(), pool, count: 2 }),
     };
     let ec2 = Ec2::new(&config, Calls::default(), Duration::from_secs(20));
-    let before = plan(&desired, &observe(&ec2, &desired).await.unwrap());
+    let before = plan(&desired, &Box::pin(observe(&ec2, &desired)).await.unwrap());
     assert!(before.changes.len() >= 3 && before.problems.is_empty(), "{before:?}");
     let (_desired, receiver) = watch::channel(desired.clone());
     let reconciler = Reconciler::new(ec2.clone(), receiver, Arc::default(), TIMING);
@@ -103,7 +103,7 @@ async fn an_empty_vpc_of_moto_is_brought_to_work_and_then_left_alone() {
     let had = had.unwrap_or_else(|_| panic!("{:#?}", *state.borrow()));
     assert_ne!(had.elastic_ips[0].private, had.elastic_ips[1].private);
     task.abort();
-    let after = observe(&ec2, &desired).await.unwrap();
+    let after = Box::pin(observe(&ec2, &desired)).await.unwrap();
     assert_eq!(plan(&desired, &after).changes, []);
     let other = Tables::Ids(vec![tables[1].clone()]);
     assert_eq!(ec2.route_tables(&other).await.unwrap()[0].routes.len(), 1, "not named");

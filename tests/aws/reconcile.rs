@@ -52,6 +52,9 @@ pub fn config(endpoint: &str) -> SdkConfig {
         .build()
 }
 
+/// What somebody does to what was had.
+type Drift = fn(&mut Ec2);
+
 /// A reconciler against a stub that can be looked at and changed while it runs.
 struct Rig {
     ec2: Arc<Mutex<Ec2>>,
@@ -86,10 +89,8 @@ impl Rig {
     /// Waits for a condition on the state.
     async fn until(&mut self, what: &str, condition: impl FnMut(&State) -> bool) -> State {
         let state = tokio::time::timeout(DEADLINE, self.state.wait_for(condition)).await;
-        match state.map(|state| state.unwrap().clone()) {
-            Ok(state) => state,
-            Err(_) => panic!("{what}: {:#?}\n{:#?}", *self.state.borrow(), self.ec2),
-        }
+        let state = state.map(|state| state.unwrap().clone());
+        state.unwrap_or_else(|_| panic!("{what}: {:#?}\n{:#?}", *self.state.borrow(), self.ec2))
     }
 
     async fn until_had(&mut self) {
@@ -224,7 +225,7 @@ async fn without_routes_and_addresses_only_the_checks_are_looked_at() {
 async fn drift_of_each_thing_is_put_back() {
     let mut rig = Rig::new(Ec2::new(), desired()).await;
     rig.until_had().await;
-    let drifts: [(&str, fn(&mut Ec2)); 7] = [
+    let drifts: [(&str, Drift); 7] = [
         ("check", |ec2| *ec2.check(ENI) = true),
         ("no route", |ec2| ec2.world.tables.get_mut(TABLE).unwrap().routes.clear()),
         ("another interface", |ec2| ec2.set_route(TABLE, ANYWHERE, "eni-00000000", true)),
