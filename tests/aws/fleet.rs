@@ -133,15 +133,13 @@ impl Fleet {
         let from: usize = form.get("NextToken").map_or(0, |token| token.parse().unwrap());
         let page = if self.page == 0 { found.len() } else { self.page };
         let until = (from + page).min(found.len());
-        let items: String = found[from..until]
-            .iter()
-            .map(|Instance { vpc, address, .. }| {
-                format!(
-                    "<item><reservationId>r-1</reservationId><instancesSet><item><instanceId>i-1</instanceId>\
-                     <privateIpAddress>{address}</privateIpAddress><vpcId>{vpc}</vpcId></item></instancesSet></item>"
-                )
-            })
-            .collect();
+        let item = |Instance { vpc, address, .. }: &&Instance| {
+            format!(
+                "<item><reservationId>r-1</reservationId><instancesSet><item><instanceId>i-1</instanceId>\
+                 <privateIpAddress>{address}</privateIpAddress><vpcId>{vpc}</vpcId></item></instancesSet></item>"
+            )
+        };
+        let items = found[from..until].iter().map(item).collect::<Vec<_>>().concat();
         let next = if until < found.len() { format!("<nextToken>{until}</nextToken>") } else { String::new() };
         Answer::Http(
             200,
