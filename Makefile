@@ -4,7 +4,8 @@
 DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nftables curl bind9-dnsutils \
 	dnsmasq-base iputils-ping traceroute iperf3 nginx
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy \
-	python3-venv
+	python3-venv redis-server redis-tools haproxy postgresql postgresql-client
+BENCH_PACKAGES := $(TEST_PACKAGES) libnginx-mod-stream
 IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
 
 # Namespaces need root, building does not: without root, only what was built runs under sudo.
@@ -54,8 +55,8 @@ check: ## formatting, lints, documentation, licences and advisories
 	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; \
 	else echo 'not checked: licences and advisories (cargo install cargo-deny)'; fi
 
-bench: ## measure the engine, and Egret against the kernel's masquerading
-	@tests/lab/packages.sh $(TEST_PACKAGES)
+bench: ## measure the engine, and Egret against the kernel's masquerading, HAProxy and nginx
+	@tests/lab/packages.sh $(BENCH_PACKAGES)
 	cargo bench --no-default-features
 
 fuzz: ## fuzz parsing and packet sequences (FUZZ_SECONDS=60 each)

@@ -256,7 +256,13 @@ fn every_mistake_in_a_listener_is_told_with_its_place() {
     for (targets, expected) in [
         ("[]", "has 0 targets; use from 1 to 256"),
         ("[\"10.0.1.10\"]", "is not an IPv4 address and a port"),
-        ("[\"dns:api.example:80\"]", "targets by name or by tag are not in this version"),
+        ("[\"dns:api.example\"]", "is not a name and a port; use such as \"dns:internal-alb.example:80\""),
+        ("[\"dns:10.0.1.10:80\"]", "is not a name and a port"),
+        ("[\"dns:-api.example:80\"]", "is not a name and a port"),
+        ("[\"dns:api..example:80\"]", "is not a name and a port"),
+        ("[\"dns:api.example:0\"]", "is not a name and a port"),
+        ("[\"dns:api.example:80\", \"dns:API.example:80\"]", "dns:api.example:80 is there twice"),
+        ("[\"ec2-tag:role=api:5000\"]", "targets by tag are not in this version"),
         ("[\"10.0.1.10:5000\", \"10.0.1.10:5000\"]", "is there twice"),
         ("[{ weight = 3 }]", "forward[0].targets[0]: has no address"),
     ] {
@@ -463,8 +469,8 @@ fn defaults_follow_from_the_host() {
     assert_eq!(resolved.nat.external_addresses, [Ipv4Addr::new(10, 0, 0, 10).into()]);
     assert_eq!(resolved.nat.internal_router, Some(Ipv4Addr::new(10, 0, 0, 10)));
     assert_eq!((resolved.nat.external_mtu, resolved.nat.internal_mtu), (1500, 9001));
-    assert_eq!(resolved.nat.limits.sessions, 262_144);
-    assert_eq!(resolved.nat.limits.sessions_per_address, 65_536);
+    assert_eq!(resolved.nat.limits.sessions, 299_593);
+    assert_eq!(resolved.nat.limits.sessions_per_address, 74_898);
 }
 
 #[test]

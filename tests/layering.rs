@@ -80,6 +80,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aya", &["datapath"]),
     ("tokio_rustls", &["forward"]),
     ("webpki", &["forward"]),
+    ("hickory_resolver", &["forward"]),
+    ("listenfd", &["daemon"]),
 ];
 
 #[test]

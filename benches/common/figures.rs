@@ -1,5 +1,7 @@
 //! Measuring Egret and the kernel in turns, and what is printed of it.
 
+#![allow(dead_code, reason = "each of its users needs another part")]
+
 use std::fmt;
 
 use super::lab::Result;

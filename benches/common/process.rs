@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use nix::unistd::{SysconfVar, sysconf};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use super::lab::{Failure, Result};
+use super::lab::{Failure, Host, Result};
 
 /// The processors, the kernel, and how busy they are without us.
 pub fn machine() -> Result<String> {
@@ -37,13 +38,21 @@ pub fn received(id: u32, interface: &str) -> Result<u64> {
     packets.ok_or_else(|| Failure::new(format!("no {interface} in {path}")))
 }
 
-/// Bytes of memory that the process really has.
+/// Bytes of memory that the process really has, but for BPF maps that it has mapped: [`map_bytes`] counts those.
 pub fn resident_bytes(id: u32) -> Result<u64> {
-    let path = format!("/proc/{id}/status");
-    let status = fs::read_to_string(&path)?;
-    let row = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes: Option<u64> = row.and_then(|row| row.split_whitespace().next()?.parse().ok());
-    kibibytes.map(|kibibytes| kibibytes << 10).ok_or_else(|| Failure::new(format!("no VmRSS in {path}")))
+    let path = format!("/proc/{id}/smaps");
+    let (mut is_map, mut kibibytes) = (false, 0);
+    for line in fs::read_to_string(&path)?.lines() {
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        if name.contains('-') {
+            // The addresses of the next mapping, and what is mapped there.
+            is_map = line.ends_with("anon_inode:bpf-map");
+        } else if name == "Rss" && !is_map {
+            let value = value.split_whitespace().next().and_then(|value| value.parse::<u64>().ok());
+            kibibytes += value.ok_or_else(|| Failure::new(format!("{line} in {path}")))?;
+        }
+    }
+    Ok(kibibytes << 10)
 }
 
 /// Bytes of memory of the BPF maps that the process holds, each counted once.
@@ -103,4 +112,25 @@ pub fn named(prefix: &str) -> Result<BTreeSet<u32>> {
         }
     }
     Ok(found)
+}
+
+/// Has a task run on this processor only.
+pub fn pin(task: Pid, processor: usize) -> Result {
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    sched_setaffinity(task, &set)?;
+    Ok(())
+}
+
+/// Gives the NAPI of a host's interface a thread of its own, and finds it.
+pub fn threaded(host: &Host, interface: &str) -> Result<Pid> {
+    let prefix = format!("napi/{interface}-");
+    let before = named(&prefix)?;
+    host.shell(&format!("echo 1 >/sys/class/net/{interface}/threaded"))?;
+    let new: BTreeSet<u32> = named(&prefix)?.difference(&before).copied().collect();
+    match new.iter().copied().collect::<Vec<_>>()[..] {
+        [one] => Ok(Pid::from_raw(i32::try_from(one)?)),
+        // Somebody else's interface of this name has just got one as well.
+        _ => Err(Failure::new(format!("{} new threads {prefix}*, not one", new.len()))),
+    }
 }

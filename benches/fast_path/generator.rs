@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, maps::Map};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 
 use super::lab::{Failure, Host, Lab, NAT, PROGRAMS, Result};
+use super::process;
 
 /// The processor of whatever makes and takes the traffic.
 pub const OTHERS_PROCESSOR: usize = 0;
@@ -139,7 +140,7 @@ impl Generator {
         let Self { programs, plan: shared, seen, router, .. } = self;
         let program = program(programs, "generate")?;
         within(router, || -> Result {
-            pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
+            process::pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
             let end = Instant::now() + time;
             let (mut stuck_at, mut stuck_since) = (already, Instant::now());
             while Instant::now() < end && plan[NEXT] < already + count {
@@ -183,7 +184,7 @@ impl Generator {
             self.measured.set(0, of, 0)?;
             let again = program(&mut self.programs, "again")?;
             let ran = within(host, || -> Result<_> {
-                pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
+                process::pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
                 Ok(again.test_run(TestRunOptions {
                     data_in: Some(&frame),
                     ctx_in: Some(&context),
@@ -236,14 +237,6 @@ impl Generator {
 /// A frame to be written over.
 fn room_for(plan: &[u64; FIELDS]) -> Result<Vec<u8>> {
     Ok(vec![0; ETHERNET_HEADER + usize::try_from(plan[LENGTH])?])
-}
-
-/// Has a task run on this processor only.
-pub fn pin(task: Pid, processor: usize) -> Result {
-    let mut set = CpuSet::new();
-    set.set(processor)?;
-    sched_setaffinity(task, &set)?;
-    Ok(())
 }
 
 /// Runs `work` in the host's network namespace, on a thread of its own.

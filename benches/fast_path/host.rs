@@ -1,6 +1,5 @@
 //! A lab whose NAT host translates by one of the two, with what costs it processor time known and in its place.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use serde_json::Value;
 
 use super::DATAPATH;
 use super::figures::Translator;
-use super::generator::{Frames, Generator, OTHERS_PROCESSOR, Pace, make_neighbours_permanent, pin};
+use super::generator::{Frames, Generator, OTHERS_PROCESSOR, Pace, make_neighbours_permanent};
 use super::lab::{Egret, Failure, Gateway, Lab, Options, PROGRAMS, Result, kernel_nat};
 use super::process;
 
@@ -90,12 +89,12 @@ impl NatHost {
         // A network card has it on; on veth it also makes the kernel take frames by NAPI, as a card does.
         lab.nat().run("ethtool -K ens5 gro on")?;
         let generator = Generator::new(&lab)?;
-        let napi = threaded(&lab, "nat", "ens5")?;
-        pin(napi, ITS_PROCESSOR)?;
+        let napi = process::threaded(lab.nat(), "ens5")?;
+        process::pin(napi, ITS_PROCESSOR)?;
         // As a softirq would: before any program.
         lab.nat().run(&format!("chrt --fifo --pid 1 {napi}"))?;
-        let sink = threaded(&lab, "router", "nat")?;
-        pin(sink, OTHERS_PROCESSOR)?;
+        let sink = process::threaded(lab.router(), "nat")?;
+        process::pin(sink, OTHERS_PROCESSOR)?;
         // The generator, on the same processor, must not keep it from making room for what comes.
         lab.router().run(&format!("chrt --fifo --pid 1 {sink}"))?;
         Ok(Self { lab, generator, egret: None, napi })
@@ -223,19 +222,6 @@ impl FastPath {
             Some(Self { flows: report["flows"].as_u64()?, translated, missed })
         };
         read().ok_or_else(|| Failure::new(format!("no fast path in {status}")))
-    }
-}
-
-/// Gives the NAPI of a host's interface a thread of its own, and finds it.
-fn threaded(lab: &Lab, role: &str, interface: &str) -> Result<Pid> {
-    let prefix = format!("napi/{interface}-");
-    let before = process::named(&prefix)?;
-    lab.host(role).shell(&format!("echo 1 >/sys/class/net/{interface}/threaded"))?;
-    let new: BTreeSet<u32> = process::named(&prefix)?.difference(&before).copied().collect();
-    match new.iter().copied().collect::<Vec<_>>()[..] {
-        [one] => Ok(Pid::from_raw(i32::try_from(one)?)),
-        // Somebody else's interface of this name has just got one as well.
-        _ => Err(Failure::new(format!("{} new threads {prefix}*, not one", new.len()))),
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use super::generator::{Frames, OTHERS_PROCESSOR, Pace, pin};
+use super::generator::{Frames, OTHERS_PROCESSOR, Pace};
 use super::host::NatHost;
 use super::lab::{Failure, INTERNET, Lab, Process, Result, Transport};
+use super::process;
 
 /// What half, and all but a hundredth, of the exchanges did not take longer than.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,7 @@ pub fn requested(arguments: &[String]) -> Option<Result> {
 }
 
 fn answer() -> Result {
-    pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
+    process::pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
     let mut buffer = [0; 64];
     loop {
@@ -63,7 +64,7 @@ fn answer() -> Result {
 }
 
 fn ask(exchanges: &str) -> Result {
-    pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
+    process::pin(Pid::from_raw(0), OTHERS_PROCESSOR)?;
     let exchanges: u32 = exchanges.parse()?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(SocketAddrV4::new(INTERNET, PORT))?;

@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub use crate::forward::SourceReport;
+
 /// What a client may ask: `{"command":"status"}`, `{"command":"sessions","protocol":"tcp","limit":10}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
@@ -157,6 +159,12 @@ pub struct ListenerReport {
     pub ended: BTreeMap<String, u64>,
     pub bytes_to_target: u64,
     pub bytes_to_client: u64,
+    /// How often accepting had to wait, since the host was short of descriptors or memory.
+    #[serde(default)]
+    pub accept_pauses: u64,
+    /// Where targets are found that are known by a name.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub sources: Vec<SourceReport>,
     pub targets: Vec<TargetReport>,
     /// Set if clients come by TLS.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -302,7 +302,7 @@ fn filter(query: &SessionQuery) -> Result<SessionFilter, String> {
 }
 
 fn listener(report: forward::Report) -> ListenerReport {
-    let forward::Report { name, listen, mode, counters, admission, group, half_open, tls } = report;
+    let forward::Report { name, listen, mode, counters, admission, group, half_open, tls, sources } = report;
     let refused = Refusal::ALL.map(|refusal| (refusal.label().to_owned(), admission.refused(refusal)));
     let ended = [
         ("closed", counters.closed),
@@ -329,6 +329,8 @@ fn listener(report: forward::Report) -> ListenerReport {
         ended: ended.map(|(how, count)| (how.to_owned(), count)).into(),
         bytes_to_target: counters.bytes_to_target,
         bytes_to_client: counters.bytes_to_client,
+        accept_pauses: counters.accept_pauses,
+        sources,
         targets: group
             .targets
             .iter()

@@ -264,6 +264,12 @@ impl Group {
         member.close.take().map(|cause| Close { target: *target, cause })
     }
 
+    /// Whether there are events. Targets whose connections are to be closed come with one.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next event. At most 1,024 wait to be fetched; later ones are lost and counted.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

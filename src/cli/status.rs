@@ -9,7 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
-use crate::admin::{AwsReport, FastPathReport, ListenerReport, RouteReport, Status, TlsReport, TrafficReport};
+use crate::admin::{
+    AwsReport, FastPathReport, ListenerReport, RouteReport, SourceReport, Status, TlsReport, TrafficReport,
+};
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
     let status = Client::connect(&ask.socket)?.status()?;
@@ -182,6 +184,20 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
             count(unserved)
         )?;
     }
+    if listener.accept_pauses > 0 {
+        let pauses = count(listener.accept_pauses);
+        writeln!(out, "{:<12}accepting paused {pauses} times: too few descriptors, or memory", "")?;
+    }
+    for SourceReport { source, targets, left_out, error } in &listener.sources {
+        write!(out, "  {source:<21} {} targets", count(*targets as u64))?;
+        if *left_out > 0 {
+            write!(out, ", {} TOO MANY", count(*left_out as u64))?;
+        }
+        writeln!(out)?;
+        if let Some(error) = error {
+            writeln!(out, "{:24}not found now: {error}", "")?;
+        }
+    }
     for target in &listener.targets {
         let address = target.address.to_string();
         let (since, connections) = (duration(target.since_seconds), count(target.connections.into()));
@@ -327,6 +343,13 @@ mod tests {
                 ended: BTreeMap::from([("unserved".to_owned(), 2), ("handshake_failed".to_owned(), 4)]),
                 bytes_to_target: 1 << 40,
                 bytes_to_client: 1 << 30,
+                accept_pauses: 12,
+                sources: vec![SourceReport {
+                    source: "dns:internal-alb.eu-west-1.elb.example:80".to_owned(),
+                    targets: 2,
+                    left_out: 0,
+                    error: Some("there is no such name".to_owned()),
+                }],
                 targets: vec![TargetReport {
                     address: "10.0.1.10:5000".parse().unwrap(),
                     state: "unhealthy".to_owned(),
@@ -368,6 +391,14 @@ mod tests {
         let text = text(&status());
         let expected = "TLS with client certificates, good until 2027-01-15T08:00:00Z\n";
         assert!(text.contains(expected) && text.contains("4 handshakes failed\n"), "{text}");
+    }
+
+    #[test]
+    fn status_says_where_targets_come_from_and_what_keeps_clients_waiting() {
+        let text = text(&status());
+        let lines = "  dns:internal-alb.eu-west-1.elb.example:80 2 targets\n                        not found now: there is no such name\n";
+        assert!(text.contains(lines), "{text}");
+        assert!(text.contains("accepting paused 12 times"), "{text}");
     }
 
     #[test]

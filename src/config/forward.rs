@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::reader::{Field, Located, Reader, Section, quoted};
 use super::render::{optional, string, word};
-use super::{HOST_PORTS, is_host_address, keys, tls};
-use crate::balance::{self, Algorithm, HealthCheck, Limits, MOST_TARGETS, OnUnhealthy, Stickiness, Target};
+use super::{HOST_PORTS, keys, targets, tls};
+use crate::balance::{self, Algorithm, HealthCheck, Limits, OnUnhealthy, Stickiness};
 use crate::forward::proxy_protocol::Version;
 use crate::forward::{Check, Config, HttpQuestion, Mode, Question};
 
@@ -75,13 +75,7 @@ pub(super) fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     if let Mode::Nat { preserve_client_ip } = config.mode {
         writeln!(out, "preserve_client_ip = {preserve_client_ip}")?;
     }
-    let target = |target: &Target| match target {
-        Target { address, weight: 1, backup: false } => format!("\"{address}\""),
-        Target { address, weight, backup } => {
-            format!("{{ address = \"{address}\", weight = {weight}, backup = {backup} }}")
-        }
-    };
-    writeln!(out, "targets = {}", list(config.targets.iter().map(target).collect()))?;
+    writeln!(out, "targets = {}", list(targets::write(config)))?;
     let group = &config.group;
     writeln!(out, "algorithm = \"{}\"", word(ALGORITHMS, group.algorithm))?;
     let stickiness = group.stickiness.map_or(Duration::ZERO, |stickiness| stickiness.idle_timeout);
@@ -140,6 +134,7 @@ fn defaults() -> Config {
         group: balance::Config::default(),
         check: Check::default(),
         targets: Vec::new(),
+        followed: Vec::new(),
         connect_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(350),
         proxy_protocol: None,
@@ -163,7 +158,7 @@ fn listener(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -
             reader.error(&place, "is of mode = \"proxy\"; leave it out, or set that mode");
         }
     }
-    config.targets = targets(reader, field, section);
+    (config.targets, config.followed) = targets::read(reader, field, section);
     if let Some(allow) = prefixes(reader, section) {
         config.limits.allow = allow;
     }
@@ -260,46 +255,6 @@ fn http_question(reader: &mut Reader<'_>, section: &Section<'_>) -> HttpQuestion
     }
 }
 
-/// Addresses, or tables with an address, a weight, and whether it is a backup.
-fn targets(reader: &mut Reader<'_>, field: &Field<'_>, section: &Section<'_>) -> Vec<Target> {
-    let Some(array) = reader.array(section, "targets") else {
-        if !section.keys().any(|(name, _)| name == "targets") {
-            reader.error(field.place(), "has no targets; name them, as in targets = [\"10.0.1.10:5000\"]");
-        }
-        return Vec::new();
-    };
-    if array.value.is_empty() || array.value.len() > MOST_TARGETS {
-        let message = format!("has {} targets; use from 1 to {MOST_TARGETS}", array.value.len());
-        reader.error(&array.place, message);
-        return Vec::new();
-    }
-    let mut found: Vec<Target> = Vec::new();
-    for field in array.value {
-        let place = field.place().clone();
-        let Some(target) = target(reader, field) else { continue };
-        if found.iter().any(|other| other.address == target.address) {
-            reader.error(&place, format!("{} is there twice; remove one", target.address));
-        }
-        found.push(target);
-    }
-    found
-}
-
-fn target(reader: &mut Reader<'_>, field: Field<'_>) -> Option<Target> {
-    if !field.is_table() {
-        return reader.parsed_field(field, target_address).map(|address| address.value.into());
-    }
-    let table = reader.table(&field)?;
-    keys::check_section(reader, &table, &["address", "weight", "backup"]);
-    let address = required(reader, &field, &table, "address", target_address)?;
-    let weight = reader.integer(&table, "weight", 0..=1000, "shares").map_or(1, |weight| weight.value);
-    Some(Target {
-        address: address.value,
-        weight,
-        backup: reader.boolean(&table, "backup").unwrap_or_default(),
-    })
-}
-
 fn prefixes(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Vec<IpNet>> {
     let array = reader.array(section, "allow")?;
     if array.value.is_empty() {
@@ -315,7 +270,7 @@ fn prefixes(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Vec<IpNet>
 }
 
 /// A key that has to be there.
-fn required<T>(
+pub(super) fn required<T>(
     reader: &mut Reader<'_>,
     field: &Field<'_>,
     section: &Section<'_>,
@@ -350,19 +305,6 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
         Ok(address) => Ok(address),
         Err(_) => Err(format!("{} is not an address and a port; use such as \"0.0.0.0:5000\"", quoted(text))),
     }
-}
-
-fn target_address(text: &str) -> Result<SocketAddr, String> {
-    if text.starts_with("dns:") || text.starts_with("ec2-tag:") {
-        return Err("targets by name or by tag are not in this version; use addresses".to_owned());
-    }
-    let address = text.parse::<SocketAddr>().ok().filter(|address| match address.ip() {
-        IpAddr::V4(ip) => (is_host_address(ip) || ip.is_loopback()) && address.port() != 0,
-        IpAddr::V6(_) => false,
-    });
-    address.ok_or_else(|| {
-        format!("{} is not an IPv4 address and a port; use such as \"10.0.1.10:5000\"", quoted(text))
-    })
 }
 
 fn prefix(text: &str) -> Result<IpNet, String> {

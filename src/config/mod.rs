@@ -13,6 +13,7 @@ mod problem;
 mod reader;
 mod render;
 mod resolve;
+mod targets;
 mod tls;
 
 use std::collections::BTreeMap;

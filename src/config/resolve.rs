@@ -282,9 +282,8 @@ fn limits(limits: &Limits, memory: u64) -> nat::Limits {
     }
 }
 
-/// What a session takes at most: 190 bytes in the engine, 256 for its two flows in the fast path, and 64 for their place
-/// in its hash table (docs/sizing.md).
-const SESSION_BYTES: u64 = 512;
+/// What a session takes at most: 190 bytes in the engine, and 256 in the fast path's table (docs/sizing.md).
+const SESSION_BYTES: u64 = 448;
 const LEAST_SESSIONS: u64 = 16_384;
 const MOST_SESSIONS: u64 = 917_504;
 

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::passed::Passed;
 use crate::datapath;
-use crate::forward::{self, Config, Error, Listener, Mode, Pipes, Report};
+use crate::forward::{self, Common, Config, Discover, Error, Listener, Mode, Report};
 
 /// All listeners. Those of the same address are the same, whatever else changes. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Forwarding {
-    pipes: Arc<Pipes>,
+    common: Arc<Common>,
+    passed: Arc<Passed>,
     listeners: Arc<Mutex<BTreeMap<SocketAddr, Running>>>,
 }
 
@@ -29,6 +31,16 @@ struct Running {
 pub(super) struct Prepared(Vec<(Config, Option<TcpListener>)>);
 
 impl Forwarding {
+    /// One that takes sockets of `passed`, where they are of a listener's address, instead of binding.
+    pub(super) fn new(passed: Passed) -> Self {
+        Self { passed: Arc::new(passed), ..Self::default() }
+    }
+
+    /// Who finds targets that are known by a name.
+    pub(super) fn discover(&self) -> Arc<dyn Discover> {
+        Arc::clone(&self.common.discover)
+    }
+
     /// Binds what is new. Nothing has changed yet.
     ///
     /// # Errors
@@ -46,7 +58,9 @@ impl Forwarding {
                 return Ok((config.clone(), None));
             }
             let failed = |source| Error::Listen { address: config.listen, source };
-            Ok((config.clone(), Some(forward::bind(config.listen).map_err(failed)?)))
+            let passed = self.passed.get(config.listen).map_err(failed)?;
+            let socket = passed.map_or_else(|| forward::bind(config.listen), Ok).map_err(failed)?;
+            Ok((config.clone(), Some(socket)))
         };
         let proxies = wanted.iter().enumerate().filter(|(_, config)| config.mode == Mode::Proxy);
         proxies.map(prepare).collect::<Result<_, _>>().map(Prepared)
@@ -95,7 +109,7 @@ impl Forwarding {
         socket: TcpListener,
     ) -> Result<Listener, Box<dyn std::error::Error + Send + Sync>> {
         tracing::info!(listener = config.name, listen = %config.listen, targets = config.targets.len(), "listening");
-        Ok(Listener::start(config, socket, Arc::clone(&self.pipes), datapath::random_seed()?)?)
+        Ok(Listener::start(config, socket, Arc::clone(&self.common), datapath::random_seed()?)?)
     }
 
     /// Takes no more connections, and lets those that are there go on for `grace`.

@@ -10,6 +10,7 @@ mod checks;
 mod cloud;
 mod forwarding;
 mod logging;
+mod passed;
 mod proc;
 mod ready;
 mod reload;
@@ -35,6 +36,7 @@ pub use checks::Refusal;
 use cloud::{Applied, Cloud};
 use forwarding::Forwarding;
 pub use logging::{LogFormat, init_logging};
+use passed::Passed;
 use proc::Proc;
 pub use proc::ProcError;
 use ready::{Change, Readiness};
@@ -84,8 +86,12 @@ pub enum Error {
 /// Whatever keeps the daemon from starting; afterwards, only the unexpected end of the packet worker. The
 /// host's settings are put back in either case.
 pub fn run(options: &Options) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(supervise(options));
+    let passed = Passed::take();
+    if let Err(error) = forward::Descriptors::raise() {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(supervise(options, passed));
     runtime.shutdown_timeout(STOP_TIME);
     result
 }
@@ -154,12 +160,12 @@ struct Running {
     _namespace: File,
 }
 
-async fn supervise(options: &Options) -> Result<(), Error> {
+async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
     // Before anything is changed: a signal from now on is answered with an orderly stop.
     let mut ends = Ends::new()?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let started = tokio::select! {
-        started = start(options) => started?,
+        started = start(options, passed) => started?,
         () = ends.recv() => return Ok(()),
     };
     let (mut running, listener, worker) = started;
@@ -248,6 +254,11 @@ impl Running {
     }
 }
 
+/// Whether there is a listener with connections of its own to targets.
+fn has_proxies(config: &Config) -> bool {
+    config.forward.iter().any(|forward| forward.mode == Mode::Proxy)
+}
+
 /// The listeners whose connections the engine carries.
 fn served(config: &Config) -> Vec<forward::Config> {
     config.forward.iter().filter(|forward| forward.mode != Mode::Proxy).cloned().collect()
@@ -289,7 +300,7 @@ async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) -> bool {
 }
 
 /// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
-async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Error> {
+async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixListener, Worker), Error> {
     let config = config::load(&options.config)?;
     match &config.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
@@ -304,7 +315,12 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     // Sockets are looked at after the ports are separate, so that none can slip in between.
     let mut settings = HostSettings::new(proc.clone());
     settings.separate_ports(&config.nat.port_range)?;
-    let forwarding = Forwarding::default();
+    if has_proxies(&config) {
+        settings.reuse_ports()?;
+    }
+    let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
+    passed.keep(&listen);
+    let forwarding = Forwarding::new(passed);
     let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
@@ -316,7 +332,8 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
     let (targets, services) = services::services();
-    services.configure(served(&config))?;
+    let served = served(&config);
+    services.configure(&served)?;
     let worker = datapath::spawn(datapath.clone(), nat.clone(), Box::new(targets))?;
     forwarding.adopt(listeners).map_err(Error::Forward)?;
     let chosen = worker.chosen().clone();
@@ -335,7 +352,7 @@ async fn start(options: &Options) -> Result<(Running, UnixListener, Worker), Err
         "started"
     );
     let handle = worker.handle();
-    let services = services.start(handle.clone());
+    let services = services.start(handle.clone(), forwarding.discover(), &served);
     let (source_dest_check, aws) = (cloud.source_dest_check(), cloud.report());
     let description = Description { chosen, config: datapath, nat, source_dest_check, aws };
     let (description, _) = watch::channel(description);

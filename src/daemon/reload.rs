@@ -1,6 +1,6 @@
 //! `SIGHUP`, and news of the cloud: a new configuration under running sessions. A bad one changes nothing.
 
-use super::{Running, external, facts, served, with_causes};
+use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
 use crate::config::{self, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
 
@@ -63,7 +63,7 @@ impl Running {
         let resolved = self.resolve(&config, &running, applied.0.clone())?;
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
-        self.services.configure(served(&config)).map_err(|error| vec![error.to_string()])?;
+        self.services.configure(&served(&config)).map_err(|error| vec![error.to_string()])?;
         let reconfigured = self.handle.reconfigure(resolved.nat.clone(), bypass.clone()).await;
         reconfigured
             .map_err(|stopped| vec![stopped.to_string()])?
@@ -92,6 +92,9 @@ impl Running {
     ) -> Result<Resolved, Vec<String>> {
         let one = |error: &dyn std::error::Error| vec![with_causes(error)];
         self.settings.separate_ports(&config.nat.port_range).map_err(|error| one(&error))?;
+        if has_proxies(config) {
+            self.settings.reuse_ports().map_err(|error| one(&error))?;
+        }
         let interfaces = [&*running.config.external.name, &*running.config.internal.name];
         self.settings.stop_forwarding(&interfaces).map_err(|error| one(&error))?;
         let host = HostFacts { cloud, ..facts(&self.proc).map_err(|error| one(&error))? };

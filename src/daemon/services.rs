@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +15,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::balance::{CheckError, ConfigError, Event, ProbeId};
 use crate::datapath::{self, Handle, Stopped};
-use crate::forward::{self, Config, Ended, Errand, Refused, Relayed, Report, Service};
+use crate::forward::{
+    self, Config, Discover, DiscoverError, Ended, Errand, Followers, Refused, Relayed, Report, Service, Source,
+    Tell,
+};
 use crate::nat::{Answer, Balancer, CloseReason, Closed, Refusal, Side};
 use crate::time::Instant;
 use crate::wire::Endpoint;
@@ -24,7 +27,7 @@ use crate::wire::Endpoint;
 pub(super) fn services() -> (Targets, Services) {
     let (to_worker, inbox) = mpsc::channel();
     let (outbox, from_worker) = channel(MOST_WAITING);
-    let targets = Targets { services: BTreeMap::new(), inbox, outbox, lost: 0 };
+    let targets = Targets { services: BTreeMap::new(), inbox, outbox, due: None, lost: 0 };
     (targets, Services { to_worker, from_worker: Some(from_worker) })
 }
 
@@ -40,12 +43,16 @@ pub(super) struct Services {
 pub(super) struct Control {
     to_worker: mpsc::Sender<Input>,
     worker: Handle,
+    discover: Arc<dyn Discover>,
+    /// By address, of those whose targets are known by a name.
+    followers: Arc<Mutex<BTreeMap<SocketAddr, Followers>>>,
 }
 
 #[derive(Debug)]
 enum Input {
     Configure(Vec<Wanted>),
     Probed(SocketAddr, ProbeId, Result<Option<()>, CheckError>),
+    Found(SocketAddr, Source, Result<Vec<SocketAddr>, DiscoverError>),
     Drain { name: String, target: SocketAddr, draining: bool, reply: oneshot::Sender<Option<bool>> },
     Report(oneshot::Sender<Vec<Report>>),
     Grace(oneshot::Sender<Duration>),
@@ -70,13 +77,14 @@ impl Services {
     ///
     /// # Errors
     /// The system's randomness.
-    pub(super) fn configure(&self, wanted: Vec<Config>) -> std::io::Result<()> {
+    pub(super) fn configure(&self, wanted: &[Config]) -> std::io::Result<()> {
         send_wanted(&self.to_worker, wanted)
     }
 
-    /// Serves the worker from now on. Needs a tokio runtime.
-    pub(super) fn start(mut self, worker: Handle) -> Control {
-        let control = Control { to_worker: self.to_worker, worker };
+    /// Serves the worker from now on, and follows the targets of these listeners. Needs a tokio runtime.
+    pub(super) fn start(mut self, worker: Handle, discover: Arc<dyn Discover>, wanted: &[Config]) -> Control {
+        let control = Control { to_worker: self.to_worker, worker, discover, followers: Arc::default() };
+        control.follow(wanted);
         if let Some(from_worker) = self.from_worker.take() {
             tokio::spawn(attend(from_worker, control.clone()));
         }
@@ -90,10 +98,26 @@ impl Control {
     ///
     /// # Errors
     /// The system's randomness.
-    pub(super) fn configure(&self, wanted: Vec<Config>) -> std::io::Result<()> {
+    pub(super) fn configure(&self, wanted: &[Config]) -> std::io::Result<()> {
         send_wanted(&self.to_worker, wanted)?;
         self.worker.wake();
+        self.follow(wanted);
         Ok(())
+    }
+
+    /// Follows the targets of these listeners from now on, and no others'.
+    fn follow(&self, wanted: &[Config]) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.retain(|listen, _| wanted.iter().any(|config| config.listen == *listen));
+        for config in wanted {
+            let (to_worker, worker, listen) = (self.to_worker.clone(), self.worker.clone(), config.listen);
+            let tell: Tell = Arc::new(move |source, found| {
+                let _ = to_worker.send(Input::Found(listen, source.clone(), found));
+                worker.wake();
+            });
+            let new = || Followers::new(Arc::clone(&self.discover));
+            followers.entry(listen).or_insert_with(new).follow(&config.followed, &tell);
+        }
     }
 
     /// All of them, by address.
@@ -151,8 +175,9 @@ impl Control {
     }
 }
 
-fn send_wanted(to_worker: &mpsc::Sender<Input>, wanted: Vec<Config>) -> std::io::Result<()> {
-    let wanted = wanted.into_iter().map(|config| Ok(Wanted { config, seed: datapath::random_seed()? }));
+fn send_wanted(to_worker: &mpsc::Sender<Input>, wanted: &[Config]) -> std::io::Result<()> {
+    let wanted =
+        wanted.iter().map(|config| Ok(Wanted { config: config.clone(), seed: datapath::random_seed()? }));
     let _ = to_worker.send(Input::Configure(wanted.collect::<std::io::Result<_>>()?));
     Ok(())
 }
@@ -195,6 +220,8 @@ pub(super) struct Targets {
     services: BTreeMap<SocketAddr, Entry>,
     inbox: mpsc::Receiver<Input>,
     outbox: Sender<Output>,
+    /// When something is to be done; asked for all the time.
+    due: Option<Instant>,
     /// Log lines that nobody took in time.
     lost: u64,
 }
@@ -252,6 +279,11 @@ impl Targets {
                     entry.service.handle_probe(now, id, result);
                 }
             }
+            Input::Found(listen, source, found) => {
+                if let Some(entry) = self.services.get_mut(&listen) {
+                    entry.service.handle_found(now, &source, found);
+                }
+            }
             Input::Drain { name, target, draining, reply } => {
                 let named = self.services.values_mut().find(|entry| entry.service.config().name == name);
                 // Whoever asked may have gone, which is their affair.
@@ -286,7 +318,19 @@ impl Targets {
                 self.lost += u64::from(self.outbox.try_send(Output::Event { name, event }).is_err());
             }
         }
+        if self.lost > 0 && self.outbox.capacity() > 0 {
+            tracing::warn!(lost = self.lost, "log lines of listeners lost: too many at once");
+            self.lost = 0;
+        }
         self.services.retain(|_, entry| !(entry.retired && entry.service.is_empty(now)));
+        self.due = self.services.values().filter_map(|entry| entry.service.poll_timeout()).min();
+    }
+
+    /// The packet worker has told a service something, which may have to be passed on at once.
+    fn told(&mut self, service: Endpoint) {
+        if self.find(service).is_some_and(|entry| entry.service.has_events()) {
+            self.due = Some(Instant::ORIGIN);
+        }
     }
 }
 
@@ -318,6 +362,7 @@ impl Balancer for Targets {
             Answer::Silent => Err(CheckError::TimedOut),
         };
         entry.service.handle_answer(now, address(target), answer);
+        self.told(service);
     }
 
     fn handle_closed(&mut self, now: Instant, service: Endpoint, target: Endpoint, how: Option<&Closed>) {
@@ -329,6 +374,7 @@ impl Balancer for Targets {
             let line = Output::Closed { name: config.name.clone(), closed: *closed };
             self.lost += u64::from(self.outbox.try_send(line).is_err());
         }
+        self.told(service);
     }
 
     fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)> {
@@ -348,7 +394,7 @@ impl Balancer for Targets {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.services.values().filter_map(|entry| entry.service.poll_timeout()).min()
+        self.due
     }
 }
 

@@ -44,6 +44,15 @@ impl HostSettings {
         Ok(())
     }
 
+    /// Lets the host's own connections use a port again a second after its last one to the same place has ended, which
+    /// timestamps make safe (RFC 6191). A port would rest for a minute otherwise, and proxies have few.
+    pub(super) fn reuse_ports(&mut self) -> Result<(), ProcError> {
+        if self.proc.read(REUSE)? != "1" {
+            self.set(REUSE, "1")?;
+        }
+        Ok(())
+    }
+
     /// Sees to it that the kernel forwards nothing that comes in on these interfaces, so that a packet that is
     /// not translated cannot leave.
     pub(super) fn stop_forwarding(&mut self, interfaces: &[&str]) -> Result<(), ProcError> {
@@ -108,6 +117,7 @@ impl Drop for HostSettings {
 }
 
 const EPHEMERAL: &str = "sys/net/ipv4/ip_local_port_range";
+const REUSE: &str = "sys/net/ipv4/tcp_tw_reuse";
 const FORWARD: &str = "sys/net/ipv4/ip_forward";
 const CONF: &str = "sys/net/ipv4/conf";
 
@@ -153,6 +163,17 @@ mod tests {
         let mut settings = HostSettings::new(Proc::at(&root));
         settings.separate_ports(&(1024..=49_999)).unwrap();
         assert_eq!(get(&root, EPHEMERAL), "50000\t60999\n");
+    }
+
+    #[test]
+    fn ports_are_used_again_until_the_end() {
+        let root = tree("reuse", &[(REUSE, "2\n")]);
+        let mut settings = HostSettings::new(Proc::at(&root));
+        settings.reuse_ports().unwrap();
+        settings.reuse_ports().unwrap();
+        assert_eq!(get(&root, REUSE), "1");
+        drop(settings);
+        assert_eq!(get(&root, REUSE), "2");
     }
 
     #[test]

@@ -38,6 +38,10 @@ pub enum BpfError {
     Map(#[from] MapError),
     #[error("the BPF program's map of interfaces cannot be written")]
     Devices(#[from] XdpMapError),
+    #[error("a flow table of {mebibytes} MiB cannot be had")]
+    FlowTable { mebibytes: u64, source: io::Error },
+    #[error("the kernel gives no randomness")]
+    Randomness(#[source] io::Error),
     #[error("{count} {what} prefixes, of which the BPF program holds {limit}, even after joining neighbours")]
     TooManyPrefixes { what: &'static str, count: usize, limit: usize },
     #[error("{count} addresses of this host and external addresses, of which the BPF program holds {limit}")]

@@ -9,7 +9,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 
+use super::discover::{DiscoverError, Followed, Source};
 use super::probe::Check;
+use super::sources::{SourceReport, Sources};
 use crate::balance::{
     self, CheckError, Close, ConfigError, Event, Group, Probe, ProbeId, Serving, Snapshot, State, Target,
 };
@@ -30,6 +32,7 @@ pub(super) struct TargetGroup {
 #[derive(Debug)]
 struct Inner {
     group: Group,
+    sources: Sources,
     check: Check,
     timeout: Duration,
     /// By target: what its connections are told by when they are to be closed.
@@ -51,13 +54,15 @@ impl TargetGroup {
         name: &str,
         config: balance::Config,
         check: Check,
-        targets: &[Target],
+        sources: Sources,
         seed: [u8; 16],
     ) -> Result<Self, ConfigError> {
         let timeout = config.health.timeout;
         let mut group = Group::new(config, seed)?;
-        group.set_targets(Instant::ORIGIN, targets)?;
-        let inner = Inner { group, check, timeout, cuts: HashMap::new() };
+        if let Some(targets) = sources.targets() {
+            group.set_targets(Instant::ORIGIN, &targets)?;
+        }
+        let inner = Inner { group, sources, check, timeout, cuts: HashMap::new() };
         Ok(Self { name: name.to_owned(), origin: Clock::now(), inner: Mutex::new(inner), wake: Notify::new() })
     }
 
@@ -70,16 +75,32 @@ impl TargetGroup {
         config: balance::Config,
         check: Check,
         targets: &[Target],
+        followed: &[Followed],
     ) -> Result<(), ConfigError> {
         let now = self.now();
         let mut inner = self.lock();
+        let Inner { group, sources, .. } = &mut *inner;
         let timeout = config.health.timeout;
         config.validate()?;
-        inner.group.set_targets(now, targets)?;
-        inner.group.reconfigure(now, config)?;
+        let changed = sources.changed(targets, followed);
+        if let Some(targets) = changed.targets() {
+            group.set_targets(now, &targets)?;
+        }
+        *sources = changed;
+        group.reconfigure(now, config)?;
         (inner.check, inner.timeout) = (check, timeout);
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Takes in what a source has said.
+    pub(super) fn found(&self, source: &Source, found: Result<Vec<SocketAddr>, DiscoverError>) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let Inner { group, sources, .. } = &mut *inner;
+        if sources.follow(now, &self.name, group, source, found) {
+            self.wake.notify_one();
+        }
     }
 
     /// A target for a connection of `client` that has tried those in `exclude` in vain.
@@ -105,6 +126,10 @@ impl TargetGroup {
         self.lock().group.snapshot(now)
     }
 
+    pub(super) fn sources(&self) -> Vec<SourceReport> {
+        self.lock().sources.reports()
+    }
+
     /// What has been given to the clients for now.
     pub(super) fn now(&self) -> Instant {
         Instant::from_nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
@@ -127,7 +152,7 @@ impl TargetGroup {
     fn turn(&self, probes: &mut JoinSet<(ProbeId, Result<Option<()>, CheckError>)>) -> Option<Instant> {
         let now = self.now();
         let mut inner = self.lock();
-        let Inner { group, check, timeout, cuts } = &mut *inner;
+        let Inner { group, check, timeout, cuts, .. } = &mut *inner;
         group.handle_timeout(now);
         while let Some(Probe { id, target, .. }) = group.poll_probe(now) {
             let (check, timeout) = (check.clone(), *timeout);
@@ -171,24 +196,29 @@ impl TargetGroup {
 impl Claim<'_> {
     /// Tells how connecting went.
     pub(super) fn connected(&self, result: Result<(), CheckError>) {
-        let now = self.group.now();
-        self.group.lock().group.handle_connect(now, self.target, result);
-        self.group.wake.notify_one();
+        self.tell(|group, now| group.handle_connect(now, self.target, result));
     }
 
     /// Ends when the connection is to be closed.
-    pub(super) async fn is_cut(&self) {
-        let mut cut = self.cut.clone();
+    pub(super) async fn is_cut(&mut self) {
         // The sender goes when the target is gone, with its last connection.
-        let _ = cut.changed().await;
+        let _ = self.cut.changed().await;
+    }
+
+    /// Most of what connections tell has no consequences, and then nobody is woken.
+    fn tell(&self, tell: impl FnOnce(&mut Group, Instant)) {
+        let now = self.group.now();
+        let mut inner = self.group.lock();
+        tell(&mut inner.group, now);
+        if inner.group.has_events() {
+            self.group.wake.notify_one();
+        }
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let now = self.group.now();
-        self.group.lock().group.closed(now, self.target);
-        self.group.wake.notify_one();
+        self.tell(|group, now| group.closed(now, self.target));
     }
 }
 

@@ -16,12 +16,15 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Common;
+use super::descriptors::Pair;
+use super::discover::{Followed, Followers, Tell};
 use super::group::{Claim, TargetGroup};
-use super::pipe::Pipes;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
 use super::relay::{Ended, Relayed, Side};
 use super::service::HalfOpen;
+use super::sources::{SourceReport, Sources};
 use super::tls::{self, Certificates, Client, shake_hands};
 use crate::balance::{self, Admission, AdmissionCounters, CheckError, ConfigError, Limits, Snapshot, Target};
 
@@ -36,6 +39,8 @@ pub struct Config {
     pub group: balance::Config,
     pub check: Check,
     pub targets: Vec<Target>,
+    /// Where more targets are found.
+    pub followed: Vec<Followed>,
     /// For a target to take a connection; then the next one is tried.
     pub connect_timeout: Duration,
     /// How long a connection may be silent.
@@ -70,6 +75,7 @@ pub enum Mode {
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
+    followers: Followers,
     stop: watch::Sender<()>,
     accepting: JoinHandle<()>,
     following: JoinHandle<()>,
@@ -87,6 +93,7 @@ pub struct Report {
     /// Targets that leave clients waiting; the proxy has none, since it asks another one.
     pub half_open: Vec<HalfOpen>,
     pub tls: Option<tls::Report>,
+    pub sources: Vec<SourceReport>,
 }
 
 /// Of all connections so far.
@@ -108,6 +115,8 @@ pub struct Counters {
     pub bad_headers: u64,
     /// Their TLS handshake did not come about.
     pub handshakes_failed: u64,
+    /// How often accepting had to wait, since this host was short of descriptors or memory.
+    pub accept_pauses: u64,
 }
 
 impl Counters {
@@ -120,7 +129,7 @@ impl Counters {
             Ended::Reset(Side::Client) => &mut self.reset_by_client,
             Ended::Reset(Side::Target) => &mut self.reset_by_target,
             Ended::Idle => &mut self.idle,
-            Ended::Cut | Ended::NoPipe => &mut self.cut,
+            Ended::Cut => &mut self.cut,
         };
         *how += 1;
     }
@@ -141,9 +150,9 @@ pub enum Error {
 #[derive(Debug)]
 struct Shared {
     config: Mutex<Arc<Config>>,
-    group: TargetGroup,
+    group: Arc<TargetGroup>,
     admission: Mutex<Admission>,
-    pipes: Arc<Pipes>,
+    common: Arc<Common>,
     certificates: Certificates,
     counted: Counted,
 }
@@ -160,6 +169,7 @@ struct Counted {
     unserved: AtomicU64,
     bad_headers: AtomicU64,
     handshakes_failed: AtomicU64,
+    accept_pauses: AtomicU64,
 }
 
 /// Binds a socket and has it listen. Clients wait in its queue until it is given to a [`Listener`].
@@ -186,22 +196,28 @@ impl Listener {
     pub fn start(
         config: Config,
         socket: std::net::TcpListener,
-        pipes: Arc<Pipes>,
+        common: Arc<Common>,
         seed: [u8; 16],
     ) -> Result<Self, Error> {
         let failed = |source| Error::Listen { address: config.listen, source };
         socket.set_nonblocking(true).map_err(failed)?;
+        SockRef::from(&socket).set_tcp_nodelay(true).map_err(failed)?;
         let socket = TcpListener::from_std(socket).map_err(failed)?;
-        let group =
-            TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), &config.targets, seed)?;
+        let sources = Sources::new(&config.targets, &config.followed);
+        let group = TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), sources, seed)?;
+        let group = Arc::new(group);
         let admission = Admission::new(config.limits.clone(), seed)?;
         let certificates = Certificates::new(&config.name, config.tls.as_ref());
         let certificates = certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
+        let followers = Followers::new(Arc::clone(&common.discover));
+        let told = Arc::clone(&group);
+        let tell: Tell = Arc::new(move |source, found| told.found(source, found));
+        followers.follow(&config.followed, &tell);
         let shared = Arc::new(Shared {
             config: Mutex::new(Arc::new(config)),
-            group,
+            group: Arc::clone(&group),
             admission: Mutex::new(admission),
-            pipes,
+            common,
             certificates,
             counted: Counted::default(),
         });
@@ -211,7 +227,7 @@ impl Listener {
         let following = tokio::spawn(async move {
             tokio::join!(followed.group.follow(), followed.certificates.follow());
         });
-        Ok(Self { shared, stop, accepting, following })
+        Ok(Self { shared, followers, stop, accepting, following })
     }
 
     /// Changes what it does from the next connection on. It goes on listening where it does: `config.listen` is not
@@ -224,8 +240,12 @@ impl Listener {
         Admission::new(config.limits.clone(), [0; 16])?;
         let certificates = self.shared.certificates.reconfigure(config.tls.as_ref());
         certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
-        self.shared.group.reconfigure(config.group.clone(), config.check.clone(), &config.targets)?;
+        let (group, check) = (config.group.clone(), config.check.clone());
+        self.shared.group.reconfigure(group, check, &config.targets, &config.followed)?;
         self.shared.admission().reconfigure(config.limits.clone())?;
+        let told = Arc::clone(&self.shared.group);
+        let tell: Tell = Arc::new(move |source, found| told.found(source, found));
+        self.followers.follow(&config.followed, &tell);
         *lock(&self.shared.config) = Arc::new(config);
         Ok(())
     }
@@ -255,6 +275,7 @@ impl Listener {
             admission: self.shared.admission().counters(),
             group: self.shared.group.snapshot(),
             tls: self.shared.certificates.report(),
+            sources: self.shared.group.sources(),
         }
     }
 
@@ -285,10 +306,15 @@ impl Shared {
     /// Sees a connection through from its first moment to its last.
     async fn serve(&self, mut client: TcpStream, mut address: SocketAddr) {
         let (config, start) = (self.config(), Instant::now());
-        let Ok(mut listener) = client.local_addr() else { return };
+        let mut listener = None;
         if config.accept_proxy_protocol {
-            match timeout(HEADER_TIME, take_header(&mut client)).await.unwrap_or(Err(HeaderError::TooLate)) {
-                Ok(Header::Proxied { source, destination }) => (address, listener) = (source, destination),
+            match timeout(HEADER_TIME, Box::pin(take_header(&mut client)))
+                .await
+                .unwrap_or(Err(HeaderError::TooLate))
+            {
+                Ok(Header::Proxied { source, destination }) => {
+                    (address, listener) = (source, Some(destination));
+                }
                 Ok(Header::Local) => {}
                 Err(error) => {
                     tracing::debug!(listener = config.name, client = %address, %error, "connection refused");
@@ -297,6 +323,13 @@ impl Shared {
                 }
             }
         }
+        let header = match config.proxy_protocol {
+            Some(version) => {
+                let Some(listener) = listener.or_else(|| client.local_addr().ok()) else { return };
+                Some(proxy_protocol::encode(version, address, listener))
+            }
+            None => None,
+        };
         let client = match self.certificates.current() {
             None => Client::Plain(client),
             Some(server) => match Box::pin(shake_hands(client, server)).await {
@@ -308,8 +341,7 @@ impl Shared {
                 }
             },
         };
-        let header = config.proxy_protocol.map(|version| proxy_protocol::encode(version, address, listener));
-        let Some((mut to_target, claim)) = self.connect(&config, address).await else {
+        let Some((mut to_target, mut claim)) = self.connect(&config, address).await else {
             refuse(client.socket());
             self.counted.unserved.fetch_add(1, Ordering::Relaxed);
             if config.access_log {
@@ -317,10 +349,10 @@ impl Shared {
             }
             return;
         };
-        for stream in [client.socket(), &to_target] {
-            // Data goes on as it comes, in whatever pieces.
-            let _ = stream.set_nodelay(true);
-            if let Some(interval) = config.keepalive {
+        // Data goes on as it comes, in whatever pieces; the client's connection has it from the listener's socket.
+        let _ = to_target.set_nodelay(true);
+        if let Some(interval) = config.keepalive {
+            for stream in [client.socket(), &to_target] {
                 let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive(interval));
             }
         }
@@ -328,7 +360,7 @@ impl Shared {
             // It fits the empty buffer; if the target is gone already, the relay finds out.
             let _ = to_target.write_all(&header).await;
         }
-        let relayed = client.relay(to_target, &self.pipes, config.idle_timeout, claim.is_cut()).await;
+        let relayed = client.relay(to_target, &self.common.pipes, config.idle_timeout, claim.is_cut()).await;
         self.counted.add(relayed);
         if config.access_log {
             tracing::info!(
@@ -380,7 +412,7 @@ impl Counted {
             Ended::Reset(Side::Client) => &self.reset_by_client,
             Ended::Reset(Side::Target) => &self.reset_by_target,
             Ended::Idle => &self.idle,
-            Ended::Cut | Ended::NoPipe => &self.cut,
+            Ended::Cut => &self.cut,
         };
         how.fetch_add(1, Ordering::Relaxed);
     }
@@ -398,49 +430,92 @@ impl Counted {
             unserved: of(&self.unserved),
             bad_headers: of(&self.bad_headers),
             handshakes_failed: of(&self.handshakes_failed),
+            accept_pauses: of(&self.accept_pauses),
         }
     }
 }
 
 /// Takes connections in until it is told to stop, then waits for those that are left.
 async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<()>) {
+    let descriptors = &shared.common.descriptors;
+    let mut pauses = Pauses { shared: &shared, warned: None };
     let mut connections = JoinSet::new();
+    // For the next connection: whoever is accepted has all that it needs.
+    let mut pair = descriptors.try_take();
     loop {
         tokio::select! {
-            accepted = socket.accept() => match accepted {
-                Ok((client, address)) => admit(&shared, &mut connections, client, address),
+            accepted = socket.accept(), if pair.is_some() => match accepted {
+                Ok((client, address)) => {
+                    if let Some(pair) = pair.take() {
+                        admit(&shared, &mut connections, client, address, pair);
+                    }
+                    pair = descriptors.try_take();
+                    if pair.is_none() {
+                        pauses.note("all descriptors for connections are taken");
+                    }
+                }
+                // It had gone before its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                // Of this host, as no memory: it does not get better by asking again at once.
                 Err(error) => {
-                    // Of this host, as no descriptors, or of a client that has gone: neither gets better by asking
-                    // again at once.
-                    tracing::debug!(%error, "no connection accepted");
+                    pauses.note(&error.to_string());
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = connections.join_next() => {}
+            taken = descriptors.take(), if pair.is_none() => pair = Some(taken),
             _ = stopping.changed() => break,
         }
+        // One that has ended waits for the next to come: to be woken for each would cost more than what is left of it.
+        while connections.try_join_next().is_some() {}
     }
     drop(socket);
+    drop(pair);
     while connections.join_next().await.is_some() {}
 }
 
-fn admit(shared: &Arc<Shared>, connections: &mut JoinSet<()>, client: TcpStream, address: SocketAddr) {
+fn admit(
+    shared: &Arc<Shared>,
+    connections: &mut JoinSet<()>,
+    client: TcpStream,
+    address: SocketAddr,
+    pair: Pair,
+) {
     let now = shared.group.now();
     if let Err(refusal) = shared.admission().admit(now, address.ip()) {
         refuse(&client);
         tracing::debug!(client = %address, reason = refusal.label(), "connection refused");
         return;
     }
-    let admitted = Admitted(Arc::clone(shared));
-    connections.spawn(async move { admitted.0.serve(client, address).await });
+    let admitted = Admitted { shared: Arc::clone(shared), _pair: pair };
+    connections.spawn(async move { admitted.shared.serve(client, address).await });
 }
 
 /// Counts as an open connection until it is dropped.
-struct Admitted(Arc<Shared>);
+struct Admitted {
+    shared: Arc<Shared>,
+    _pair: Pair,
+}
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.admission().release();
+        self.shared.admission().release();
+    }
+}
+
+/// Counts how often accepting pauses, and says so now and then.
+struct Pauses<'a> {
+    shared: &'a Shared,
+    warned: Option<Instant>,
+}
+
+impl Pauses<'_> {
+    fn note(&mut self, reason: &str) {
+        self.shared.counted.accept_pauses.fetch_add(1, Ordering::Relaxed);
+        if self.warned.is_none_or(|at| at.elapsed() > WARNING_INTERVAL) {
+            self.warned = Some(Instant::now());
+            let listener = &self.shared.config().name;
+            tracing::warn!(listener, reason, "accepting pauses: clients have to wait");
+        }
     }
 }
 
@@ -493,6 +568,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Connections that wait to be accepted; the kernel bounds it by net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// For a client's proxy to send its header.
 const HEADER_TIME: Duration = Duration::from_secs(5);
 /// Targets that are tried for one connection.

@@ -2,22 +2,54 @@
 //!
 //! Owns listeners and the connections that came by them, each of which is a client's on one side and a target's on the
 //! other. Which target that is, and whether it is well, is [`crate::balance`]'s judgement; here it is asked and acted
-//! upon. `listener` is where a connection's way begins, `group` has the targets, `probe` asks them, `relay` carries the
-//! data through a `pipe`; `tls` is around that, if clients are to come by TLS. A `service` is a listener whose connections
-//! the NAT engine carries.
+//! upon. `listener` is where a connection's way begins, `group` has the targets, which `discover` and the `resolver` find
+//! where they are known by a name, `probe` asks them, `relay` carries the data through a `pipe`; `tls` is around that, if
+//! clients are to come by TLS. A `service` is a listener whose connections the NAT engine carries.
 
+mod descriptors;
+mod discover;
 mod group;
 mod listener;
 mod pipe;
 mod probe;
 pub mod proxy_protocol;
 mod relay;
+mod resolver;
 mod service;
+mod sources;
 pub mod tls;
 
+use std::sync::Arc;
+
+pub use descriptors::Descriptors;
+pub use discover::{
+    Discover, DiscoverError, Finding, Followed, Followers, Found, LATEST, SOONEST, Source, Tell,
+};
 pub use group::log;
 pub use listener::{Config, Counters, Error, Listener, Mode, Report, bind};
 pub use pipe::Pipes;
 pub use probe::{Check, HttpQuestion, Question};
 pub use relay::{Ended, Relayed, Side, relay};
+pub use resolver::Resolver;
 pub use service::{Errand, HalfOpen, Refused, Service};
+pub use sources::SourceReport;
+
+/// What all listeners of a process have in common.
+#[derive(Debug)]
+pub struct Common {
+    pub pipes: Pipes,
+    pub descriptors: Descriptors,
+    /// Finds the targets that are known by a name.
+    pub discover: Arc<dyn Discover>,
+}
+
+/// Those of the process and of the host.
+impl Default for Common {
+    fn default() -> Self {
+        Self {
+            pipes: Pipes::default(),
+            descriptors: Descriptors::default(),
+            discover: Arc::new(Resolver::default()),
+        }
+    }
+}

@@ -5,9 +5,11 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
 use nix::unistd::pipe2;
+use tokio::time::sleep;
 
 /// Empty pipes that can be used again.
 #[derive(Debug, Default)]
@@ -24,13 +26,18 @@ pub(super) struct Pipe {
 }
 
 impl Pipes {
-    /// An empty pipe.
-    ///
-    /// # Errors
-    /// There are no descriptors left.
-    pub(super) fn take(&self) -> io::Result<Pipe> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.map_or_else(Pipe::new, Ok)
+    /// An empty pipe. Without a descriptor left it waits for one: what is to be sent is safe where it is.
+    pub(super) async fn take(&self) -> Pipe {
+        loop {
+            let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match spare.map_or_else(Pipe::new, Ok) {
+                Ok(pipe) => return pipe,
+                Err(error) => {
+                    tracing::debug!(%error, "no pipe to be had, waiting");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
     }
 
     /// Takes back a pipe, if it is empty and there are not too many already.
@@ -77,5 +84,7 @@ impl Pipe {
 const FLAGS: SpliceFFlags = SpliceFFlags::SPLICE_F_MOVE.union(SpliceFFlags::SPLICE_F_NONBLOCK);
 /// What a pipe holds by default (pipe(7)).
 const MOST_AT_ONCE: usize = 64 << 10;
+/// Between two attempts to get a pipe.
+const PAUSE: Duration = Duration::from_millis(20);
 /// More would hold descriptors, and memory of the kernel, for nothing.
 const MOST_SPARE: usize = 256;

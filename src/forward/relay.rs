@@ -1,16 +1,20 @@
 //! One client's connection and one target's, made into one.
 //!
-//! Data goes by splice(2), and each side is read only as fast as the other takes it. An end of data on one side is
-//! passed on as such while the other direction goes on (RFC 9293 section 3.6: half-close); a reset is passed on as a
-//! reset.
+//! Data goes by splice(2), or through a buffer of the thread's where it comes in small pieces; a connection has no buffer
+//! of its own. Each side is read only as fast as the other takes it. An end of data on one side is passed on as such while
+//! the other direction goes on (RFC 9293 section 3.6: half-close); a reset is passed on as a reset.
 
-use std::io;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, Read as _};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep_until};
 
 use super::pipe::{Pipe, Pipes};
@@ -41,8 +45,6 @@ pub enum Ended {
     Idle,
     /// [`relay`]'s `cut` was done; both were reset.
     Cut,
-    /// There were no pipes to be had; both were reset.
-    NoPipe,
 }
 
 impl Ended {
@@ -55,7 +57,6 @@ impl Ended {
             Self::Reset(Side::Target) => "reset by target",
             Self::Idle => "idle",
             Self::Cut => "cut",
-            Self::NoPipe => "no pipe",
         }
     }
 }
@@ -69,16 +70,20 @@ pub async fn relay(
     idle: Duration,
     cut: impl Future<Output = ()>,
 ) -> Relayed {
+    // Also of a relay that is dropped.
+    let mut unfinished = Unfinished { streams: [&client, &target], finished: false };
     let activity = Activity::new();
-    let [to_target, to_client] = [Way::new(&client, &target), Way::new(&target, &client)];
-    let both = async {
-        tokio::try_join!(
-            to_target.carry(pipes, &activity, Side::Client),
-            to_client.carry(pipes, &activity, Side::Target)
-        )
+    let mut to_target = Way::new(&client, &target, Side::Client);
+    let mut to_client = Way::new(&target, &client, Side::Target);
+    let ended = tokio::select! {
+        // What has come is passed on before anything else is looked at.
+        biased;
+        ended = both(&mut to_target, &mut to_client, pipes, &activity) => ended.map_or_else(|ended| ended, |()| Ended::Closed),
+        () = activity.silence(idle) => Ended::Idle,
+        () = cut => Ended::Cut,
     };
-    let ended = supervise([&client, &target], both, &activity, idle, cut).await;
-    Relayed { bytes_to_target: to_target.bytes(), bytes_to_client: to_client.bytes(), ended }
+    unfinished.finished = ended == Ended::Closed;
+    Relayed { bytes_to_target: to_target.bytes, bytes_to_client: to_client.bytes, ended }
 }
 
 /// Waits until `both` directions are done, a side has failed, there was no activity for `idle`, or `cut` is done. Unless
@@ -104,6 +109,30 @@ pub(super) async fn supervise<T>(
     ended
 }
 
+/// Carries both ways, each until its source has said all.
+async fn both<'a>(
+    to_target: &mut Way<'a>,
+    to_client: &mut Way<'a>,
+    pipes: &Pipes,
+    activity: &Activity,
+) -> Result<(), Ended> {
+    let (client, target) = (to_target.source, to_client.source);
+    let (mut to_target, mut to_client) =
+        (pin!(to_target.carry(pipes, activity)), pin!(to_client.carry(pipes, activity)));
+    let (first, from, to, other) = tokio::select! {
+        biased;
+        done = to_target.as_mut() => done.map(|()| (Side::Client, client, target, to_client))?,
+        done = to_client.as_mut() => done.map(|()| (Side::Target, target, client, to_target))?,
+    };
+    // If it is not connected any more, the other way says how that came.
+    let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+    tokio::select! {
+        biased;
+        done = other => done,
+        () = failure(from) => Err(Ended::Reset(first)),
+    }
+}
+
 /// Has both connections reset, unless they are finished.
 struct Unfinished<'a> {
     streams: [&'a TcpStream; 2],
@@ -125,70 +154,149 @@ impl Drop for Unfinished<'_> {
 struct Way<'a> {
     source: &'a TcpStream,
     destination: &'a TcpStream,
-    bytes: AtomicU64,
+    from: Side,
+    bytes: u64,
 }
 
 impl<'a> Way<'a> {
-    const fn new(source: &'a TcpStream, destination: &'a TcpStream) -> Self {
-        Self { source, destination, bytes: AtomicU64::new(0) }
+    const fn new(source: &'a TcpStream, destination: &'a TcpStream, from: Side) -> Self {
+        Self { source, destination, from, bytes: 0 }
     }
 
-    fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Carries all that the source has to say, and then that it has ended. `from` is the source's side.
-    async fn carry(&self, pipes: &Pipes, activity: &Activity, from: Side) -> Result<(), Ended> {
-        let to = if from == Side::Client { Side::Target } else { Side::Client };
+    /// Carries all that the source has to say.
+    async fn carry(&mut self, pipes: &Pipes, activity: &Activity) -> Result<(), Ended> {
+        // What comes in small pieces is copied, which costs less than moving it twice.
+        let mut much = false;
         loop {
-            self.source.readable().await.map_err(|_| Ended::Reset(from))?;
-            let mut pipe = pipes.take().map_err(|_| Ended::NoPipe)?;
-            let came = self.source.try_io(Interest::READABLE, || pipe.fill(self.source));
+            poll_fn(|context| self.source.poll_read_ready(context))
+                .await
+                .map_err(|_| Ended::Reset(self.from))?;
+            let came = if much { self.splice(pipes, activity).await? } else { self.copy(activity).await? };
             match came {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    pipes.give_back(pipe);
-                    continue;
-                }
-                Err(_) => return Err(Ended::Reset(from)),
+                Some(length) => much = length >= MOST_COPIED,
+                None => break,
             }
-            activity.note();
-            self.pass_on(&mut pipe).await.map_err(|_| Ended::Reset(to))?;
-            activity.note();
-            pipes.give_back(pipe);
         }
-        // If it is not connected any more, the other direction says how that came.
-        let _ = SockRef::from(self.destination).shutdown(std::net::Shutdown::Write);
         Ok(())
     }
 
-    async fn pass_on(&self, pipe: &mut Pipe) -> io::Result<()> {
-        while pipe.held() > 0 {
-            self.destination.writable().await?;
-            match self.destination.try_io(Interest::WRITABLE, || pipe.drain(self.destination)) {
-                Ok(moved) => {
-                    self.bytes.fetch_add(moved as u64, Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+    /// Passes on what has come, if it is little, else the begin of it. Gives how much that was, and `None` at the end.
+    async fn copy(&mut self, activity: &Activity) -> Result<Option<usize>, Ended> {
+        let (came, left) = ROOM.with_borrow_mut(|room| {
+            let came = match read(self.source, room) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((Some(0), Vec::new())),
+                Err(_) => return Err(Ended::Reset(self.from)),
+                Ok(0) => return Ok((None, Vec::new())),
+                Ok(length) => &room[..length],
+            };
+            activity.note();
+            let passed = match self.destination.try_write(came) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                passed => passed.map_err(|_| Ended::Reset(self.to()))?,
+            };
+            self.bytes += passed as u64;
+            Ok((Some(came.len()), came[passed..].to_vec()))
+        })?;
+        if !left.is_empty() {
+            self.write(&left).await?;
+            activity.note();
+        }
+        Ok(came)
+    }
+
+    /// Passes on all that comes until there is a pause. Gives how much that was, and `None` at the end.
+    async fn splice(&mut self, pipes: &Pipes, activity: &Activity) -> Result<Option<usize>, Ended> {
+        let mut pipe = pipes.take().await;
+        let mut all = 0;
+        let came = loop {
+            match self.source.try_io(Interest::READABLE, || pipe.fill(self.source)) {
+                Ok(0) => break None,
+                Ok(length) => all += length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Some(all),
+                Err(_) => return Err(Ended::Reset(self.from)),
             }
+            activity.note();
+            self.drain(&mut pipe).await?;
+            activity.note();
+            // Others have their turn, however much there is.
+            consume_budget().await;
+        };
+        pipes.give_back(pipe);
+        Ok(came)
+    }
+
+    async fn drain(&mut self, pipe: &mut Pipe) -> Result<(), Ended> {
+        while pipe.held() > 0 {
+            let moved = self.destination.try_io(Interest::WRITABLE, || pipe.drain(self.destination));
+            self.passed(moved).await?;
         }
         Ok(())
+    }
+
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+        while !bytes.is_empty() {
+            let written = self.destination.try_write(bytes);
+            bytes = &bytes[self.passed(written).await?..];
+        }
+        Ok(())
+    }
+
+    /// Counts what the destination has taken, and waits until it takes more if that is nothing.
+    async fn passed(&mut self, taken: io::Result<usize>) -> Result<usize, Ended> {
+        let reset = Ended::Reset(self.to());
+        match taken {
+            Ok(taken) => {
+                self.bytes += taken as u64;
+                Ok(taken)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
+                biased;
+                ready = poll_fn(|context| self.destination.poll_write_ready(context)) => {
+                    ready.map(|()| 0).map_err(|_| reset)
+                }
+                () = failure(self.source) => Err(Ended::Reset(self.from)),
+            },
+            Err(_) => Err(reset),
+        }
+    }
+
+    const fn to(&self) -> Side {
+        match self.from {
+            Side::Client => Side::Target,
+            Side::Target => Side::Client,
+        }
     }
 }
 
-/// Ends when a connection has failed, even while nobody reads from it.
-async fn failure(stream: &TcpStream) {
-    loop {
-        let ready = stream.ready(Interest::ERROR).await;
-        // The error is taken by whoever sees it first.
-        let failed = ready.is_err() || SockRef::from(stream).take_error().is_ok_and(|error| error.is_some());
-        if failed {
-            return;
+/// Reads what has come, as far as there is room.
+fn read(source: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut came = Err(io::ErrorKind::WouldBlock.into());
+    let _ = source.try_io(Interest::READABLE, || {
+        came = (&*SockRef::from(source)).read(room);
+        match came {
+            Ok(length) if length == 0 || length == room.len() => Ok(()),
+            // Less than there is room for is all that there was: to ask again would only tell so (epoll(7)).
+            _ => Err(io::ErrorKind::WouldBlock.into()),
         }
-        let _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-    }
+    });
+    came
+}
+
+/// Ends when a connection has failed. Only for one that nobody reads from: who does is told so. On the heap, as most
+/// connections are read from.
+fn failure(stream: &TcpStream) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    Box::pin(async move {
+        loop {
+            let ready = stream.ready(Interest::ERROR).await;
+            // The error is taken by whoever sees it first.
+            let failed =
+                ready.is_err() || SockRef::from(stream).take_error().is_ok_and(|error| error.is_some());
+            if failed {
+                return;
+            }
+            let _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+    })
 }
 
 /// When data was last seen.
@@ -219,3 +327,11 @@ impl Activity {
         }
     }
 }
+
+thread_local! {
+    /// What is copied is on its way only here, and nothing of it is left when another relay has its turn.
+    static ROOM: RefCell<[u8; MOST_COPIED]> = const { RefCell::new([0; MOST_COPIED]) };
+}
+
+/// More than that is spliced. The smallest pipe holds as much (pipe(7), `pipe-user-pages-soft`).
+const MOST_COPIED: usize = 8 << 10;

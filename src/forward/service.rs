@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::discover::{DiscoverError, Source};
 use super::listener::{Config, Counters, Report};
 use super::probe::Check;
 use super::relay::Relayed;
+use super::sources::Sources;
 use crate::balance::{
     Admission, CheckError, Close, ConfigError, Event, Group, Probe, ProbeId, State, TargetSnapshot,
 };
@@ -22,6 +24,7 @@ use crate::time::Instant;
 pub struct Service {
     config: Config,
     group: Group,
+    sources: Sources,
     admission: Admission,
     counters: Counters,
     answers: BTreeMap<SocketAddr, Answers>,
@@ -72,9 +75,12 @@ impl Service {
     /// What is wrong with the configuration.
     pub fn new(now: Instant, config: Config, seed: [u8; 16]) -> Result<Self, ConfigError> {
         let mut group = Group::new(config.group.clone(), seed)?;
-        group.set_targets(now, &config.targets)?;
+        let sources = Sources::new(&config.targets, &config.followed);
+        if let Some(targets) = sources.targets() {
+            group.set_targets(now, &targets)?;
+        }
         let admission = Admission::new(config.limits.clone(), seed)?;
-        Ok(Self { config, group, admission, counters: Counters::default(), answers: BTreeMap::new() })
+        Ok(Self { config, group, sources, admission, counters: Counters::default(), answers: BTreeMap::new() })
     }
 
     /// Changes what it does from the next connection on.
@@ -84,7 +90,11 @@ impl Service {
     pub fn reconfigure(&mut self, now: Instant, config: Config) -> Result<(), ConfigError> {
         config.group.validate()?;
         Admission::new(config.limits.clone(), [0; 16])?;
-        self.group.set_targets(now, &config.targets)?;
+        let changed = self.sources.changed(&config.targets, &config.followed);
+        if let Some(targets) = changed.targets() {
+            self.group.set_targets(now, &targets)?;
+        }
+        self.sources = changed;
         self.group.reconfigure(now, config.group.clone())?;
         self.admission.reconfigure(config.limits.clone())?;
         self.config = config;
@@ -93,8 +103,19 @@ impl Service {
 
     /// Takes no more connections; those that there are may go on for their deregistration delay.
     pub fn retire(&mut self, now: Instant) {
+        self.sources = Sources::new(&[], &[]);
         // No target at all is never wrong.
         let _ = self.group.set_targets(now, &[]);
+    }
+
+    /// Takes in what a source of targets has said.
+    pub fn handle_found(
+        &mut self,
+        now: Instant,
+        source: &Source,
+        found: Result<Vec<SocketAddr>, DiscoverError>,
+    ) {
+        self.sources.follow(now, &self.config.name, &mut self.group, source, found);
     }
 
     /// Whether there is no target left, with its last connection.
@@ -202,6 +223,12 @@ impl Service {
         self.group.poll_close().map(|Close { target, .. }| target)
     }
 
+    /// Whether something has happened that is to be told, or done.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        self.group.has_events()
+    }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         let event = self.group.poll_event()?;
@@ -224,6 +251,7 @@ impl Service {
             half_open: group.targets.iter().filter_map(|target| self.half_open(target)).collect(),
             group,
             tls: None,
+            sources: self.sources.reports(),
         }
     }
 

@@ -38,7 +38,7 @@ pub use event::{
     CloseReason, Counters, DropReason, Event, SessionRecord, SessionState, Side, Traffic, Transmit, Verdict,
 };
 pub use offload::{Flow, FlowKeys, FlowPair, Offload, Removal, TcpMarks, Usage};
-pub use service::{Answer, Balancer, Closed, Refusal};
+pub use service::{Answer, Balancer, Closed, NoTargets, Refusal};
 pub use tcp::TcpState;
 
 use crate::time::Instant;

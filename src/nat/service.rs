@@ -107,7 +107,7 @@ impl Services {
     pub fn new(config: &Config, keyed: Keyed) -> Self {
         let mut services = Self {
             by_external: HashMap::with_hasher(keyed),
-            balancer: Box::new(Nobody),
+            balancer: Box::new(NoTargets),
             clients: 0,
             served: 0,
             cutting: None,
@@ -376,11 +376,11 @@ impl Engine {
     }
 }
 
-/// Has no targets.
-#[derive(Debug)]
-struct Nobody;
+/// The balancer of an engine without services.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTargets;
 
-impl Balancer for Nobody {
+impl Balancer for NoTargets {
     fn select(
         &mut self,
         _: Instant,

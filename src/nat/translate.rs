@@ -294,7 +294,9 @@ impl Engine {
         let mtu = self.mtu(translation.side);
         let too_big = packet.offload.segment_size.is_none() && packet.bytes.len() > usize::from(mtu);
         let mut identification = headers.identification;
-        if from == Side::Internal && (headers.fragment.is_some() || too_big) {
+        if (headers.fragment.is_some() || too_big)
+            && (from == Side::Internal || self.is_external(translation.source.address))
+        {
             // Two hosts behind one address may have chosen the same (RFC 6864 section 5.3.1).
             identification = self.next_identification(headers.protocol, translation);
             packet.set_identification(identification);

@@ -120,7 +120,7 @@ fn start(lab: &Lab, datapath: Choice, external: &'static str, internal: &'static
             datapath,
             xdp: XdpConfig::default(),
         };
-        spawn(config, engine).expect("the worker starts")
+        spawn(config, engine, Box::new(nat::NoTargets)).expect("the worker starts")
     })
 }
 

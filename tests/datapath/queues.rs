@@ -49,7 +49,7 @@ fn start(lab: &Lab) -> Worker {
             datapath: Choice::Xdp,
             xdp: XdpConfig::default(),
         };
-        spawn(config, engine).expect("the worker starts")
+        spawn(config, engine, Box::new(nat::NoTargets)).expect("the worker starts")
     });
     wait_ready(&worker.handle());
     worker

@@ -9,11 +9,12 @@
 mod lab;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use lab::{Dns, Egret, Failure, INTERNET, Iperf, Lab, NAT, Options, PUBLIC, Result, Web};
+use lab::{Asking, Dns, Egret, Failure, INTERNET, Iperf, Lab, NAT, Options, PUBLIC, Result, Web, answers};
 
 fn main() -> ExitCode {
     let outcome = if std::env::args().any(|argument| argument == "--clean") {
@@ -60,6 +61,8 @@ struct Running {
     egret: Egret,
     web: Web,
     dns: Dns,
+    /// Of the API.
+    servers: [Web; 2],
 }
 
 impl Running {
@@ -71,6 +74,7 @@ impl Running {
         println!("  ip netns exec {client} dig @{INTERNET} www.example");
         println!("  ip netns exec {client} ping {INTERNET}");
         println!("  ip netns exec {client} iperf3 --client {INTERNET}");
+        println!("  ip netns exec {} curl http://{PUBLIC}:5000/   # the API", lab.internet().namespace);
         println!("  ip netns exec {client} bash   # a shell on a private client");
         println!("  ip netns exec {} tcpdump -ni ens5   # what the internet sees", lab.internet().namespace);
         println!("  {}", self.egret.command_line("sessions"));
@@ -80,15 +84,17 @@ impl Running {
         self.egret.process.detach();
         self.web.process.detach();
         self.dns.process.detach();
+        self.servers.into_iter().for_each(|server| server.process.detach());
         Ok(())
     }
 }
 
 fn run(lab: &Lab) -> Result<(bool, Running)> {
-    let running = Running {
+    let mut running = Running {
         web: Web::start(lab.internet(), 80)?,
         dns: Dns::start(lab.internet())?,
-        egret: Egret::start(lab.nat(), &lab.config(""))?,
+        egret: Egret::start(lab.nat(), &lab.config(&api_listener()))?,
+        servers: [server(lab, 1)?, server(lab, 2)?],
     };
     let mut report = Report { held: true };
     report.step("web page", || web_page(lab, &running.web));
@@ -99,6 +105,8 @@ fn run(lab: &Lab) -> Result<(bool, Running)> {
     report.step("traceroute", || traceroute(lab));
     report.step("iperf3, upload", || throughput(lab, ""));
     report.step("iperf3, download", || throughput(lab, "--reverse"));
+    report.step("API on port 5000", || api(lab, &running.egret));
+    report.step("a server dies", || server_dies(lab, &running.egret, &mut running.servers[1]));
     report.step("leaks", || {
         let leaks = lab.leaks()?;
         if leaks > 0 {
@@ -193,6 +201,71 @@ fn throughput(lab: &Lab, direction: &str) -> Result<String> {
     Ok(format!("{:.1} Gbit/s, one TCP connection, {} processors for all hosts", rate / 1e9, processors()))
 }
 
+/// Both private servers at a port of the public address, for the world.
+fn api_listener() -> String {
+    format!(
+        "\n[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5000\"\nalgorithm = \"round-robin\"\n\
+         targets = [\"{}:5000\", \"{}:5000\"]\n\
+         [forward.health]\ntype = \"http\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nhealthy_threshold = 2\n",
+        Lab::client_address(1),
+        Lab::client_address(2)
+    )
+}
+
+/// A private server of the API, whose page says which one it is.
+fn server(lab: &Lab, number: u8) -> Result<Web> {
+    let web = Web::start(lab.client(number), 5000)?;
+    web.write("index.html", &format!("server {number}\n"))?;
+    Ok(web)
+}
+
+fn wait_states(lab: &Lab, egret: &Egret, wanted: [&str; 2]) -> Result {
+    lab.nat().wait_for("the servers' states", || {
+        let targets = egret.status()?["listeners"][0]["targets"].clone();
+        Ok(targets[0]["state"] == wanted[0] && targets[1]["state"] == wanted[1])
+    })
+}
+
+fn api(lab: &Lab, egret: &Egret) -> Result<String> {
+    wait_states(lab, egret, ["healthy", "healthy"])?;
+    let ask = format!("curl -sS --max-time 5 http://{PUBLIC}:5000/");
+    let mut pages = [lab.internet().run(&ask)?, lab.internet().run(&ask)?];
+    pages.sort();
+    if pages != ["server 1\n", "server 2\n"] {
+        return Err(Failure::new(format!("the pages were {pages:?}")));
+    }
+    Ok(format!("somebody on the internet asked {PUBLIC}:5000, and either private server answered once"))
+}
+
+fn server_dies(lab: &Lab, egret: &Egret, victim: &mut Web) -> Result<String> {
+    let asking = [Asking::start(lab, 5000)?, Asking::start(lab, 5000)?];
+    std::thread::sleep(LOAD);
+    let killed = Instant::now();
+    victim.process.signal(Signal::SIGKILL)?;
+    wait_states(lab, egret, ["healthy", "unhealthy"])?;
+    let marked = Instant::now();
+    std::thread::sleep(LOAD);
+    *victim = server(lab, 2)?;
+    wait_states(lab, egret, ["healthy", "healthy"])?;
+    std::thread::sleep(LOAD);
+    let mut all = Vec::new();
+    for asking in asking {
+        all.extend(asking.stop()?);
+    }
+    let count = all.len();
+    let failed_before = all.iter().filter(|asked| asked.begun < marked && asked.answer.is_err()).count();
+    let after = answers(all.into_iter().filter(|asked| asked.begun >= marked))?;
+    if !after.iter().any(|answer| answer == "server 2") {
+        return Err(Failure::new("server 2 was not asked again after it had come back"));
+    }
+    Ok(format!(
+        "server 2 of 2 was killed under load, and marked after {:.1?}; {failed_before} of {count} requests failed\n     \
+         before that, none of {} after it",
+        marked - killed,
+        after.len()
+    ))
+}
+
 fn sessions(egret: &Egret) -> Result<String> {
     let shown = egret.command(&["sessions"])?.success()?.stdout;
     let all = egret.sessions("")?;
@@ -233,3 +306,4 @@ fn processors() -> usize {
 const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
 const LARGE_FILE_MIB: usize = 64;
 const SESSIONS_SHOWN: usize = 10;
+const LOAD: Duration = Duration::from_millis(700);

@@ -16,6 +16,9 @@ const OTHER: &str = "10.0.0.9:8443";
 const CLIENT: &str = "198.51.100.1:7000";
 const INSIDE: &str = "10.0.0.50:7000";
 
+/// Why a connection ended, and who has reset it.
+type End = (CloseReason, Option<Side>);
+
 /// What a balancer was told, and what it says.
 #[derive(Debug, Default)]
 struct Said {
@@ -26,7 +29,7 @@ struct Said {
     cuts: Vec<(Endpoint, Endpoint)>,
     clients: Vec<Endpoint>,
     answers: Vec<(Endpoint, Answer)>,
-    closed: Vec<(Endpoint, Option<(CloseReason, Option<Side>)>)>,
+    closed: Vec<(Endpoint, Option<End>)>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -5,8 +5,10 @@
 mod certificates;
 mod headers;
 mod listener;
+mod names;
 #[path = "../support/pki.rs"]
 mod pki;
+mod pressure;
 mod probe;
 mod relay;
 mod service;

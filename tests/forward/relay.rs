@@ -129,9 +129,14 @@ async fn reset_of_one_side_is_a_reset_of_the_other() {
 
 /// Sends until nothing more is taken.
 async fn fill(stream: &TcpStream) -> usize {
+    fill_with(stream, |_| &[0; 8 << 10]).await
+}
+
+/// As [`fill`], with what comes after so many bytes.
+async fn fill_with<'a>(stream: &TcpStream, next: impl Fn(usize) -> &'a [u8]) -> usize {
     let mut sent = 0;
     loop {
-        match stream.try_write(&[0; 8 << 10]) {
+        match stream.try_write(next(sent)) {
             Ok(count) => sent += count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 // What is between the two takes some more for a moment.
@@ -157,6 +162,19 @@ async fn sender_is_held_back_by_a_receiver_that_does_not_read() {
     }
     assert_eq!(got, sent);
     client.writable().await.unwrap();
+}
+
+#[tokio::test]
+async fn small_pieces_wait_in_order_for_a_receiver_that_does_not_read() {
+    let Relaying { mut client, mut target, relay, cut: _cut } = relaying(LONG).await;
+    let all = bytes(32 << 20, 3);
+    let sent = fill_with(&client, |sent| &all[sent..sent + 1009]).await;
+    client.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    target.read_to_end(&mut got).await.unwrap();
+    assert!(got == all[..sent], "{} bytes of {sent}, or others", got.len());
+    drop(target);
+    assert_eq!(relay.await.unwrap().bytes_to_target, sent as u64);
 }
 
 #[tokio::test]

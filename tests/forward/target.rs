@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egret::balance::{self, HealthCheck, State, TargetSnapshot};
-use egret::forward::{Check, Config, Listener, bind};
+use egret::forward::{Check, Common, Config, Listener, Report, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -90,6 +90,7 @@ pub fn config(targets: &[SocketAddr]) -> Config {
         },
         check: Check::default(),
         targets: targets.iter().copied().map(Into::into).collect(),
+        followed: Vec::new(),
         connect_timeout: Duration::from_secs(2),
         idle_timeout: Duration::from_secs(350),
         proxy_protocol: None,
@@ -102,9 +103,13 @@ pub fn config(targets: &[SocketAddr]) -> Config {
 
 /// Listens, and gives where.
 pub fn start(config: Config) -> (Listener, SocketAddr) {
+    start_with(config, Common::default())
+}
+
+pub fn start_with(config: Config, common: Common) -> (Listener, SocketAddr) {
     let socket = bind(config.listen).unwrap();
     let address = socket.local_addr().unwrap();
-    (Listener::start(config, socket, Arc::default(), [7; 16]).unwrap(), address)
+    (Listener::start(config, socket, Arc::new(common), [7; 16]).unwrap(), address)
 }
 
 /// Who answers a new connection, and the connection; nobody if it is reset.
@@ -127,13 +132,18 @@ pub async fn callers(listener: SocketAddr, count: usize) -> Vec<String> {
 /// Waits until a target is in some state.
 pub async fn wait_state(listener: &Listener, target: SocketAddr, wanted: impl Fn(State) -> bool) {
     let is_so = |snapshot: &TargetSnapshot| snapshot.address == target && wanted(snapshot.state);
+    wait_for(listener, |report| report.group.targets.iter().any(is_so)).await;
+}
+
+/// Waits until a listener's report is as wanted.
+pub async fn wait_for(listener: &Listener, wanted: impl Fn(&Report) -> bool) {
     for _ in 0..500 {
-        if listener.report().group.targets.iter().any(is_so) {
+        if wanted(&listener.report()) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("{target}: {:?}", listener.report());
+    panic!("{:?}", listener.report());
 }
 
 pub async fn wait_healthy(listener: &Listener, targets: &[SocketAddr]) {

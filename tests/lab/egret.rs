@@ -28,7 +28,15 @@ impl Egret {
     /// # Errors
     /// If it ends, or is not ready in time.
     pub fn start(host: &Host, toml: &str) -> Result<Self> {
-        let mut egret = Self::spawn(host, toml)?;
+        Self::start_under(host, toml, &[])
+    }
+
+    /// Starts it by another program, as [`Self::spawn_under`], and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it ends, or is not ready in time.
+    pub fn start_under(host: &Host, toml: &str, wrapper: &[&str]) -> Result<Self> {
+        let mut egret = Self::spawn_under(host, toml, wrapper)?;
         host.wait_for("egret to be ready", || {
             if let Some(status) = egret.process.ended()? {
                 return Err(Failure::new(format!("egret ended, {status}:\n{}", egret.process.log())));

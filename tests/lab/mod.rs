@@ -13,6 +13,7 @@
 #![allow(clippy::panic, reason = "a mistake of the test itself")]
 
 mod cleanup;
+mod clients;
 mod egret;
 mod host;
 mod servers;
@@ -29,6 +30,7 @@ use super::DATAPATH;
 #[allow(unused_imports, reason = "as above")]
 pub use self::{
     cleanup::remove_kept,
+    clients::{Asked, Asking, answers, ask, connect, inside},
     egret::{Egret, Nat, kernel_nat},
     host::{DEADLINE, Failure, Host, Journal, Output, Process, Result, Transport, ended_by, wait_for},
     servers::{Dns, Iperf, Stun, Web},

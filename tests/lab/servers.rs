@@ -19,6 +19,19 @@ impl Web {
     /// # Errors
     /// If it does not come up.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
+        Self::start_with(host, port, "", "")
+    }
+
+    /// As [`Self::start`], behind something that says by the PROXY protocol who the client is.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_behind(host: &Host, port: u16) -> Result<Self> {
+        let trust = "set_real_ip_from 0.0.0.0/0; real_ip_header proxy_protocol;";
+        Self::start_with(host, port, " proxy_protocol", trust)
+    }
+
+    fn start_with(host: &Host, port: u16, listen: &str, more: &str) -> Result<Self> {
         let directory = host.directory.join(format!("web-{}-{port}", host.role));
         let files = directory.join("files");
         fs::create_dir_all(&files)?;
@@ -33,7 +46,7 @@ impl Web {
                  http {{ access_log {root}/access.log; sendfile on; default_type text/html;\n\
                  client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;\n\
                  uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
-                 server {{ listen {port}; root {files_root};\n\
+                 server {{ listen {port}{listen}; root {files_root}; {more}\n\
                  location = /whoami {{ default_type text/plain; return 200 \"$remote_addr:$remote_port\\n\"; }} }} }}\n"
             ),
         )?;

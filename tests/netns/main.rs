@@ -7,5 +7,11 @@ mod lab;
 #[path = "suite.rs"]
 mod suite;
 
+// What the daemon does above the packets is the same for every datapath, and shown with this one alone.
+mod api;
+mod pressure;
+mod services;
+mod targets;
+
 /// The one that takes super-frames in one piece.
 const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;

@@ -1,212 +1,123 @@
-//! An API on two private servers that see their clients' own addresses: `mode = "nat"`.
+//! Programs that everybody uses, on both sides of the forwarding.
 
-use std::time::Duration;
+use std::fs;
+use std::os::unix::fs::chown;
 
-use super::no_leaks;
-use crate::lab::{Arms, DEADLINE, Datapath, Egret, INTERNET, Lab, NAT, Options, PUBLIC, Result, Web};
-use crate::{DATAPATH, lab};
+use crate::api::{listener, report, target, wait_states};
+use crate::lab::{Egret, Host, INTERNET, INTERNET_2, Lab, Options, PUBLIC, Process, Result, Transport, Web};
 
-fn server(lab: &Lab, number: u8) -> Result<Web> {
-    let web = Web::start(lab.client(number), 5000)?;
-    web.write("index.html", &format!("server {number}\n"))?;
-    Ok(web)
+/// What a web server behind port `port` of the public address takes the client for.
+fn whoami(lab: &Lab, address: impl std::fmt::Display, port: u16) -> Result<String> {
+    let from = "--interface 198.51.100.11 --local-port 45000-45999";
+    lab.internet().run(&format!("curl -sS --max-time 5 {from} http://{address}:{port}/whoami"))
 }
 
-fn servers(lab: &Lab) -> Result<[Web; 2]> {
-    Ok([server(lab, 1)?, server(lab, 2)?])
+/// haproxy that takes connections at one address and passes them to another.
+fn haproxy(host: &Host, bind: &str, server: &str, port: u16) -> Result<Process> {
+    let config = host.directory.join(format!("haproxy-{}.cfg", host.role));
+    fs::write(
+        &config,
+        format!(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n\
+             listen all\n bind {bind}\n server one {server}\n"
+        ),
+    )?;
+    let process = host.spawn(&format!("haproxy -db -f {}", config.display()))?;
+    host.wait_listening(Transport::Tcp, port)?;
+    Ok(process)
 }
 
-/// A listener in front of both, beside NAT.
-fn config(lab: &Lab, more: &str) -> String {
-    let target = |number| format!("\"{}:5000\"", Lab::client_address(number));
-    lab.config(&format!(
-        "\n[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:443\"\nmode = \"nat\"\ntargets = [{}, {}]\n\
-         algorithm = \"round-robin\"\n{more}\n\
-         [forward.health]\ntype = \"http\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nhealthy_threshold = 2\n",
-        target(1),
-        target(2)
-    ))
+#[test]
+fn nginx_learns_the_client_by_either_version_of_the_proxy_protocol() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start_behind(lab.client(1), 5000)?;
+    let http = |section: String| section.replace("[forward.health]", "[forward.health]\ntype = \"http\"");
+    let config = lab.config(&format!(
+        "{}{}",
+        http(listener("v1", 5001, &[target(1)], "proxy_protocol = \"v1\"")),
+        http(listener("v2", 5002, &[target(1)], "proxy_protocol = \"v2\""))
+    ));
+    let egret = Egret::start(lab.nat(), &config)?;
+    for (name, port) in [("v1", 5001), ("v2", 5002)] {
+        wait_states(&lab, &egret, name, &["healthy"])?;
+        let seen = whoami(&lab, PUBLIC, port)?;
+        assert!(seen.starts_with(&format!("{INTERNET_2}:45")), "{seen}");
+    }
+    Ok(())
 }
 
-fn curl(page: &str) -> String {
-    format!("curl -sS --max-time 10 http://{PUBLIC}:443/{page}")
+#[test]
+fn haproxy_in_front_and_behind_hands_the_client_through() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start_behind(lab.client(1), 8000)?;
+    let _behind = haproxy(lab.client(1), "0.0.0.0:5000 accept-proxy", "127.0.0.1:8000 send-proxy", 5000)?;
+    for version in ["send-proxy", "send-proxy-v2"] {
+        let server = format!("{PUBLIC}:5000 {version}");
+        let _front = haproxy(lab.internet(), "0.0.0.0:8080", &server, 8080)?;
+        let more = format!("allow = [\"{INTERNET}\"]\naccept_proxy_protocol = true\nproxy_protocol = \"v2\"");
+        let egret = Egret::start(lab.nat(), &lab.config(&listener("api", 5000, &[target(1)], &more)))?;
+        wait_states(&lab, &egret, "api", &["healthy"])?;
+        let seen = whoami(&lab, INTERNET, 8080)?;
+        assert!(seen.starts_with(&format!("{INTERNET_2}:45")), "{seen}");
+    }
+    Ok(())
 }
 
-/// What the API answers somebody on the internet, so many times.
-fn ask(lab: &Lab, count: u32) -> Result<Vec<String>> {
-    (0..count).map(|_| Ok(lab.internet().run(&curl(""))?.trim().to_owned())).collect()
+#[test]
+fn redis_works_through_it_under_its_own_benchmark() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _redis = lab.client(1).spawn("redis-server --port 6379 --bind 0.0.0.0 --protected-mode no --save")?;
+    lab.client(1).wait_listening(Transport::Tcp, 6379)?;
+    let redis = format!("{}:6379", Lab::client_address(1));
+    let egret = Egret::start(lab.nat(), &lab.config(&listener("redis", 6379, &[redis], "")))?;
+    wait_states(&lab, &egret, "redis", &["healthy"])?;
+    let printed = lab.internet().run(&format!(
+        "redis-benchmark -h {PUBLIC} -p 6379 -n 20000 -c 50 -P 8 -d 1000 -t set,get,rpush,lrange_100 --csv"
+    ))?;
+    for test in ["SET", "GET", "RPUSH", "LRANGE_100 (first 100 elements)"] {
+        assert!(printed.contains(&format!("\"{test}\",")), "{test} is not in {printed}");
+    }
+    let count = lab.internet().run(&format!("redis-cli -h {PUBLIC} llen mylist"))?;
+    assert!(count.trim().parse::<u64>()? >= 20_000, "{count}");
+    lab.nat().wait_for("the end of its connections", || Ok(report(&egret, "redis")?["connections"] == 0))?;
+    let ended = report(&egret, "redis")?["ended"].clone();
+    assert!(ended["closed"].as_u64() > Some(100) && ended["cut"] == 0 && ended["unserved"] == 0, "{ended}");
+    Ok(())
 }
 
-fn targets(egret: &Egret) -> Result<Vec<serde_json::Value>> {
-    Ok(egret.status()?["listeners"][0]["targets"].as_array().cloned().unwrap_or_default())
-}
-
-fn wait_states(lab: &Lab, egret: &Egret, wanted: [&str; 2]) -> Result {
-    let are = |targets: &[serde_json::Value]| {
-        targets.len() == 2 && targets.iter().zip(wanted).all(|(target, wanted)| target["state"] == wanted)
+/// A database that a password protects: server and client talk in turns before the first query.
+#[test]
+fn postgresql_works_through_it() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let host = lab.client(1);
+    let data = lab.directory().join("postgresql");
+    fs::create_dir_all(&data)?;
+    let user = |option: &str| {
+        Ok::<u32, crate::lab::Failure>(host.run(&format!("id {option} postgres"))?.trim().parse()?)
     };
-    lab.nat().wait_for("the targets' states", || Ok(are(&targets(egret)?)))
-}
-
-fn up(lab: &Lab, more: &str) -> Result<Egret> {
-    let egret = Egret::start(lab.nat(), &config(lab, more))?;
-    wait_states(lab, &egret, ["healthy", "healthy"])?;
-    Ok(egret)
-}
-
-#[test]
-fn servers_see_their_clients_and_only_healthy_ones_are_asked() -> Result {
-    for arms in [Arms::One, Arms::Two] {
-        let lab = Lab::new(Options { arms, ..Options::default() })?;
-        let web = Web::start(lab.internet(), 80)?;
-        let [one, other] = servers(&lab)?;
-        let egret = up(&lab, "")?;
-        let mut answers = ask(&lab, 6)?;
-        answers.sort();
-        assert_eq!((&*answers[0], &*answers[2], &*answers[3]), ("server 1", "server 1", "server 2"));
-        assert!(one.clients().contains(&INTERNET.to_string()));
-        drop(other);
-        wait_states(&lab, &egret, ["healthy", "unhealthy"])?;
-        assert_eq!(ask(&lab, 4)?, vec!["server 1"; 4]);
-        let other = server(&lab, 2)?;
-        wait_states(&lab, &egret, ["healthy", "healthy"])?;
-        assert!(ask(&lab, 2)?.contains(&"server 2".to_owned()));
-        let seen = lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
-        assert!(seen.starts_with(&PUBLIC.to_string()), "NAT goes on beside it: {seen}");
-        let listener = &egret.status()?["listeners"][0];
-        assert_eq!((listener["mode"].as_str(), listener["opened"].as_u64()), (Some("nat"), Some(12)));
-        drop((web, one, other));
-        no_leaks(&lab)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn client_inside_the_vpc_may_use_the_public_address() -> Result {
-    for preserve in [true, false] {
-        let lab = Lab::new(Options { clients: 3, ..Options::default() })?;
-        let _servers = servers(&lab)?;
-        let _egret = up(&lab, &format!("preserve_client_ip = {preserve}"))?;
-        // One of the servers is its own client: it must not see a packet from itself.
-        for client in [3, 1, 1] {
-            let answer = lab.client(client).run(&curl(""))?;
-            assert!(answer.starts_with("server "), "{answer}");
-        }
-    }
-    Ok(())
-}
-
-/// As behind the gateway of another zone.
-#[test]
-fn server_with_another_way_out_is_seen_to_answer_nobody() -> Result {
-    let lab = Lab::new(Options::default())?;
-    let _servers = servers(&lab)?;
-    lab.client(2).run(&format!("ip route add blackhole {INTERNET}/32"))?;
-    let mut egret = up(&lab, "connect_timeout = \"500ms\"")?;
-    // Whoever is sent to it is not lost: at the second SYN, after a second, the other one is asked.
-    assert_eq!(ask(&lab, 2)?, vec!["server 1"; 2]);
-    lab.nat().wait_for("what is wrong", || Ok(targets(&egret)?[1]["astray"] == true))?;
-    let shown = egret.command(&["status"])?.stdout;
-    assert!(shown.contains("preserve_client_ip = false"), "{shown}");
-
-    egret.reload(&config(&lab, "preserve_client_ip = false"))?;
-    egret.process.wait_for_log("configuration reloaded")?;
-    wait_states(&lab, &egret, ["healthy", "healthy"])?;
-    let mut answers = ask(&lab, 4)?;
-    answers.sort();
-    assert_eq!(answers, ["server 1", "server 1", "server 2", "server 2"]);
-    let seen = lab.internet().run(&curl("whoami"))?;
-    assert!(seen.starts_with(&NAT.to_string()), "{seen}");
-    Ok(())
-}
-
-#[test]
-fn established_connections_run_in_the_fast_path_and_survive_a_reload() -> Result {
-    for (preserve, arms) in [(true, Arms::One), (false, Arms::Two)] {
-        let lab = Lab::new(Options { arms, ..Options::default() })?;
-        let [one, other] = servers(&lab)?;
-        for web in [&one, &other] {
-            web.put("large", LARGE)?;
-        }
-        let more = format!("preserve_client_ip = {preserve}");
-        let mut egret = up(&lab, &more)?;
-        let mut download = lab.internet().spawn(&format!("{} --limit-rate 16M --output got", curl("large")))?;
-        lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
-        if DATAPATH == Datapath::Xdp {
-            let flows = || Ok(egret.status()?["fast_path"]["flows"].as_u64() >= Some(2));
-            lab.nat().wait_for("flows in the fast path", flows)?;
-        }
-        egret.reload(&config(&lab, &format!("{more}\nconnection_limit = 7")))?;
-        egret.process.wait_for_log("configuration reloaded")?;
-        assert_eq!(download.ended()?, None, "the download was over too early to show anything");
-        assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
-        let hash =
-            |host: &lab::Host, file: &str| Ok::<_, lab::Failure>(host.run(&format!("sha256sum {file}"))?);
-        let (got, kept) = (hash(lab.internet(), "got")?, hash(lab.client(1), "web-client1-5000/files/large")?);
-        assert_eq!(got.get(..64), kept.get(..64));
-    }
-    Ok(())
-}
-
-#[test]
-fn drained_server_keeps_its_connections_for_a_while_and_gets_no_others() -> Result {
-    let lab = Lab::new(Options::default())?;
-    let [one, other] = servers(&lab)?;
-    for web in [&one, &other] {
-        web.put("large", LARGE)?;
-    }
-    let mut egret = up(&lab, "deregistration_delay = \"1s\"\naccess_log = true")?;
-    let mut download = lab.internet().spawn(&format!("{} --limit-rate 4M --output got", curl("large")))?;
-    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
-    let busy = targets(&egret)?.iter().position(|target| target["connections"] == 1).unwrap_or(2);
-    let (drained, left) = [(1, "server 2"), (2, "server 1")][busy];
-    let target = format!("{}:5000", Lab::client_address(drained));
-    assert!(egret.command(&["drain", "api", &target])?.status.success());
-    assert_eq!(ask(&lab, 4)?, vec![left; 4]);
-    assert!(!download.wait(DEADLINE)?.success(), "was to be reset after a second");
-    assert!(download.log().contains("reset by peer"), "{}", download.log());
-    egret.process.wait_for_log(&format!("target={target}"))?;
-    lab.nat().wait_for("the target to be drained", || Ok(targets(&egret)?[busy]["state"] == "drained"))?;
-    assert!(egret.command(&["drain", "api", &target, "--undo"])?.status.success());
-    wait_states(&lab, &egret, ["healthy", "healthy"])?;
-    let ended = &egret.status()?["listeners"][0]["ended"];
-    assert_eq!((ended["cut"].as_u64(), ended["unserved"].as_u64()), (Some(1), Some(0)));
-    Ok(())
-}
-
-#[test]
-fn door_refuses_with_a_reset() -> Result {
-    let lab = Lab::new(Options::default())?;
-    let _servers = servers(&lab)?;
-    let egret = up(&lab, "allow = [\"192.0.2.0/24\"]")?;
-    let refused = lab.internet().try_run(&curl(""))?;
-    assert_eq!(refused.status.code(), Some(7), "connection refused: {refused:?}");
-    let listener = &egret.status()?["listeners"][0];
-    assert_eq!(
-        (listener["refused"]["not_allowed"].as_u64(), listener["connections"].as_u64()),
-        (Some(1), Some(0))
+    chown(&data, Some(user("-u")?), Some(user("-g")?))?;
+    fs::write(lab.directory().join("password"), "geheim\n")?;
+    let programs = host.shell("ls -d /usr/lib/postgresql/*/bin | tail -n 1")?;
+    let (programs, data) = (programs.trim(), data.display());
+    host.run(&format!(
+        "runuser -u postgres -- {programs}/initdb --no-sync -A scram-sha-256 --pwfile {}/password -D {data}",
+        lab.directory().display()
+    ))?;
+    // Anybody who has the password.
+    host.shell(&format!("echo 'host all all all scram-sha-256' >>{data}/pg_hba.conf"))?;
+    let _server = host.spawn(&format!(
+        "runuser -u postgres -- {programs}/postgres -D {data} -c listen_addresses=* -c fsync=off \
+         -c unix_socket_directories="
+    ))?;
+    host.wait_listening(Transport::Tcp, 5432)?;
+    let postgresql = format!("{}:5432", Lab::client_address(1));
+    let egret = Egret::start(lab.nat(), &lab.config(&listener("postgresql", 5432, &[postgresql], "")))?;
+    wait_states(&lab, &egret, "postgresql", &["healthy"])?;
+    let ask = format!(
+        "psql -At 'host={PUBLIC} user=postgres password=geheim sslmode=disable connect_timeout=5' \
+         -c 'select sum(length(repeat(chr(97), 1000) || n)) from generate_series(1, 10000) n'"
     );
+    host.wait_for("the database", || Ok(lab.internet().shell(&ask).is_ok()))?;
+    assert_eq!(lab.internet().shell(&ask)?.trim(), "10038894");
     Ok(())
 }
-
-#[test]
-fn stopping_lets_a_download_end() -> Result {
-    let lab = Lab::new(Options::default())?;
-    let [one, other] = servers(&lab)?;
-    for web in [&one, &other] {
-        web.put("large", LARGE)?;
-    }
-    let mut egret = up(&lab, "")?;
-    let mut download = lab.internet().spawn(&format!("{} --limit-rate 16M --output got", curl("large")))?;
-    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
-    egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
-    egret.process.wait_for_log("waiting for forwarded connections to end")?;
-    let refused = lab.internet().try_run(&curl(""))?;
-    assert!(!refused.status.success(), "a new connection was taken");
-    assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
-    assert!(egret.process.wait(Duration::from_secs(5))?.success());
-    Ok(())
-}
-
-/// Much more than the buffers of all sockets on its way.
-const LARGE: usize = 64 << 20;

@@ -11,17 +11,17 @@ mod forwarding;
 mod hairpinning;
 mod hostile;
 mod lifecycle;
+mod nat_mode;
 mod own_traffic;
 #[path = "../support/pki.rs"]
 mod pki;
 mod programs;
-mod services;
 mod wire;
 
 use crate::lab::{self, Failure, Host, Lab, Process, Result};
 
 /// The path of one of the scripts beside this file.
-fn script(name: &str) -> String {
+pub fn script(name: &str) -> String {
     format!("{}/tests/netns/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 

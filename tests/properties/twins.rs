@@ -241,7 +241,7 @@ fn setup(choice: u8, offload_after: Option<u16>) -> Config {
             static_mapping(Protocol::UDP, "192.0.2.1:4001", "10.0.0.3:4001"),
         ];
     }
-    if choice & 192 == 64 {
+    if choice & 64 != 0 && choice & 128 == 0 {
         config.static_mappings.clear();
         config.services = vec![service("192.0.2.1:4000", choice & 32 == 0)];
     }

@@ -24,38 +24,41 @@ static long (*const bpf_xdp_adjust_tail)(struct xdp_md *xdp, int delta) = (void 
 #define INTERFACES 2
 #define QUEUES 64
 #define NEXT_HOPS 16384
+#define PROBES 64
 
-// What a flow is found by: the endpoints as they are in the packet.
-struct flow_key {
+// Where a packet comes from and goes to, as it lies in it.
+struct endpoints {
 	__be32 source;
 	__be32 destination;
 	__be16 source_port;
 	__be16 destination_port;
+};
+
+// What a flow is found by.
+struct flow_key {
+	struct endpoints endpoints;
 	__u8 protocol;
 	__u8 zero[3];
-};
+} __attribute__((aligned(8)));
 
-// What is to be done to a flow's packets, written once, when the flow is installed; and what it has carried. With what
-// the kernel adds, an entry of FLOWS fills two cache lines of 64 bytes: eight bytes more would make it three.
+// A slot of FLOWS, one line of a processor's cache: a flow's key, what is to be done to its packets, and what it has
+// carried. The worker writes a slot when it puts a flow there, and the program what is marked with a `*`.
 struct flow {
-	__be32 source;
-	__be32 destination;
-	__be16 source_port;
-	__be16 destination_port;
-	__sum16 address_change; // to the IPv4 checksum: addresses and TTL
-	__sum16 endpoint_change; // to that of TCP or UDP: addresses and ports
-	__u16 next_hop; // in NEXT_HOPS
-	__u16 mtu; // longest IPv4 packet
+	struct endpoints matches;
+	__u8 protocol; // 0: there is no flow here
 	__u8 roles; // of an interface that it may come in by
 	__u8 direction; // enum direction
-	__u16 window; // the sender's last, in host byte order; not sealed, as all that follows the seal
+	__u8 reach; // of the slot, whatever flow is in it: see `find`
+	struct endpoints becomes;
+	__u16 next_hop; // in NEXT_HOP_WORDS
+	__u16 window; // * the sender's last, in host byte order
 	__u32 seal; // see `seal_of`
-	__u32 last_use; // CLOCK_MONOTONIC in units of 2^30 ns
-	__u64 packets;
-	__u64 bytes;
-	__u32 end; // how far the sender of a TCP flow has come; host byte order, as the next
-	__u32 acknowledged;
-};
+	__u32 last_use; // * CLOCK_MONOTONIC in units of 2^30 ns
+	__u64 packets; // *
+	__u64 bytes; // *
+	__u32 end; // * how far the sender of a TCP flow has come; host byte order, as the next
+	__u32 acknowledged; // *
+} __attribute__((aligned(8)));
 
 // One of our interfaces.
 struct interface {
@@ -92,23 +95,33 @@ struct counters {
 };
 
 _Static_assert(sizeof(struct flow_key) == 16, "shared with sys/shared.rs");
-_Static_assert(sizeof(struct flow) == 56, "shared with sys/shared.rs");
-_Static_assert(__builtin_offsetof(struct flow, seal) == 24, "shared with sys/shared.rs");
-_Static_assert(__builtin_offsetof(struct flow, acknowledged) == 52, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct flow) == 64, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, protocol) == 12, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, reach) == 15, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, becomes) == 16, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, window) == 30, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, seal) == 32, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, packets) == 40, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct flow, acknowledged) == 60, "shared with sys/shared.rs");
 _Static_assert(sizeof(struct interface) == 16, "shared with sys/shared.rs");
 _Static_assert(sizeof(struct counters) == 104, "shared with sys/shared.rs");
 
-// Filled by the engine alone: never LRU, which would evict behind its back. Memory only for flows that there are.
+// An open hash table in memory that the worker writes directly: see `find`. The kernel compiles a look-up in an array
+// without a call.
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1); // set by the loader
-	__type(key, struct flow_key);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); // set by the loader: HOMES + PROBES - 1
+	__type(key, __u32);
 	__type(value, struct flow);
 } FLOWS SEC(".maps");
 
+// Set by the loader, and constants from then on.
+const volatile __u32 HOMES = 1;
+const volatile __u64 HASH_KEYS[2] = { 1, 1 }; // random, and odd
+
 // A word each, so that a change is seen whole: the MAC address in the low 48 bits, as it lies in memory; then the
-// place in OUR_INTERFACES, and whether it is known (1 << 56).
+// place in OUR_INTERFACES, in one bit; then the longest IPv4 packet that may leave, 0: the MAC address is not known.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, NEXT_HOPS);
@@ -182,7 +195,12 @@ struct tcp {
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-#define KNOWN (1ULL << 56)
+// Parts of a word, by the order in which its bytes lie in memory.
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define BYTES(mask) __builtin_bswap64(mask)
+#else
+#define BYTES(mask) (mask)
+#endif
 
 // Read once: from here on the map may say something else.
 #define READ_ONCE(value) (*(const volatile __typeof__(value) *)&(value))
@@ -195,35 +213,58 @@ static __always_inline __u16 fold(__u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-// RFC 1624 equation 3, the change summed up beforehand.
-static __always_inline __sum16 apply(__sum16 checksum, __sum16 change)
+// RFC 1624 equation 3: the sum of what is new, and of the complements of what was there.
+static __always_inline __sum16 apply(__sum16 checksum, __u64 change)
 {
-	__u32 sum = (__u16)~checksum + change;
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return ~fold((__u16)~checksum + change);
 }
 
-// Ties a translation to its key. The kernel uses the memory of a deleted flow again at once, while this program may
-// still be reading it on another processor: what was read is believed only if all of it belongs together.
-static __always_inline __u32 seal_of(const __u64 *key, __u64 a, __u64 b, __u64 c)
+// Where a key's flow is looked for first. The high bits of the first word reach only the high half of its product, which
+// is therefore folded into the low one before it is multiplied again.
+static __always_inline __u32 home_of(const __u64 *key)
 {
-	return (key[0] * 0x9e3779b97f4a7c15 + key[1] * 0xc2b2ae3d27d4eb4f + a * 0x165667b19e3779f9 +
-		b * 0xd6e8feb86659fd93 + c * 0xff51afd7ed558ccd) >> 32;
+	__u64 hash = key[0] * HASH_KEYS[0];
+	hash = ((hash ^ hash >> 32) + key[1]) * HASH_KEYS[1];
+	return (hash >> 32) * HOMES >> 32;
 }
 
-// Copies what is to be done; gives whether it is for this key.
-static __always_inline int read_sealed(const struct flow *flow, const struct flow_key *key, struct flow *to)
+// Ties what is to be done to the key. The worker puts a flow where another one was while this program may be reading
+// on another processor: what was read is believed only if all of it belongs together.
+static __always_inline __u32 seal_of(__u64 a, __u64 b, __u64 c, __u64 d)
 {
-	__u64 a = READ_ONCE(*(const __u64 *)&flow->source), b = READ_ONCE(*(const __u64 *)&flow->source_port);
-	__u32 c = READ_ONCE(*(const __u32 *)&flow->next_hop);
-	__u16 d = READ_ONCE(*(const __u16 *)&flow->roles);
-	__u32 seal = READ_ONCE(flow->seal);
+	return (a * 0x9e3779b97f4a7c15 + b * 0xc2b2ae3d27d4eb4f + c * 0x165667b19e3779f9 + d * 0xd6e8feb86659fd93) >> 32;
+}
 
-	*(__u64 *)&to->source = a;
-	*(__u64 *)&to->source_port = b;
-	*(__u32 *)&to->next_hop = c;
-	*(__u16 *)&to->roles = d;
-	return seal == seal_of((const __u64 *)key, a, b, (__u64)d << 32 | c);
+// Finds the flow of a key, and copies what is to be done to its packets.
+//
+// It is in one of the PROBES slots from its home on. The home has the reach, which is how far its flows lie at most, so
+// that a miss ends there, too: usually in the first line. No flow is ever moved from slot to slot.
+static __always_inline struct flow *find(const struct flow_key *key, struct flow *to)
+{
+	const __u64 *wanted = (const __u64 *)key;
+	__u64 *copy = (__u64 *)to;
+	__u32 home = home_of(wanted), reach = 0;
+
+	for (__u32 i = 0; i < PROBES && i <= reach; i++) {
+		__u32 place = home + i;
+		struct flow *flow = bpf_map_lookup_elem(&FLOWS, &place);
+		if (!flow)
+			return 0;
+		const __u64 *words = (const __u64 *)flow;
+		__u64 a = READ_ONCE(words[0]), b = READ_ONCE(words[1]);
+		if (i == 0)
+			reach = BYTES(b) & 0xff;
+		if (a != wanted[0] || (b & BYTES(0xffffffffff000000)) != wanted[1])
+			continue;
+		__u64 c = READ_ONCE(words[2]), d = READ_ONCE(words[3]) & BYTES(0xffffffffffff0000);
+		b &= BYTES(0xffffffffffffff00);
+		copy[0] = a;
+		copy[1] = b;
+		copy[2] = c;
+		copy[3] = d;
+		return READ_ONCE(flow->seal) == seal_of(a, b, c, d) ? flow : 0;
+	}
+	return 0;
 }
 
 static __always_inline int is_after(__u32 a, __u32 b)
@@ -283,30 +324,34 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 	}
 
 	struct flow_key key = {
-		.source = ip->source,
-		.destination = ip->destination,
-		.source_port = udp->source,
-		.destination_port = udp->destination,
+		.endpoints = {
+			.source = ip->source,
+			.destination = ip->destination,
+			.source_port = udp->source,
+			.destination_port = udp->destination,
+		},
 		.protocol = ip->protocol,
 	};
-	struct flow *flow = bpf_map_lookup_elem(&FLOWS, &key);
-	struct flow to;
-	if (!flow || !read_sealed(flow, &key, &to) || !(to.roles & in->roles))
+	struct flow to, *flow = find(&key, &to);
+	if (!flow || !(to.roles & in->roles))
 		return NO_FLOW;
-	if (length > to.mtu)
-		return TOO_BIG;
 	__u32 place = to.next_hop;
 	__u64 *hop = bpf_map_lookup_elem(&NEXT_HOP_WORDS, &place);
 	if (!hop)
 		return NO_NEXT_HOP;
 	__u64 word = READ_ONCE(*hop);
-	if (!(word & KNOWN))
+	__u32 mtu = word >> 49;
+	if (!mtu)
 		return NO_NEXT_HOP;
+	if (length > mtu)
+		return TOO_BIG;
 	*out = (word >> 48) & (INTERFACES - 1);
 
-	// Counted before the headers change. Several processors may carry one flow, so that these two are atomic.
-	__sync_fetch_and_add(&flow->packets, 1);
-	__sync_fetch_and_add(&flow->bytes, length);
+	// Counted before the headers change. Not atomic, which would take a fifth of all the program's time: a flow comes by
+	// one queue, and thus on one processor. Should two of them carry it for once, or the worker give the slot to another
+	// flow at this moment, then counts are lost or come to the wrong one: they are for statistics only.
+	flow->packets++;
+	flow->bytes += length;
 	__u32 now = bpf_ktime_get_coarse_ns() >> 30;
 	if (flow->last_use != now)
 		flow->last_use = now;
@@ -318,16 +363,21 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 
 	__builtin_memcpy(ethernet->destination, &word, sizeof(ethernet->destination));
 	__builtin_memcpy(ethernet->source, ours->list[*out].mac, sizeof(ethernet->source));
+	const struct endpoints *from = &to.matches, *becomes = &to.becomes;
+	__u64 addresses = (__u64)~from->source + ~from->destination + becomes->source + becomes->destination;
+	__u64 ports = (__u64)(__u16)~from->source_port + (__u16)~from->destination_port + becomes->source_port +
+		      becomes->destination_port;
 	ip->ttl--;
-	ip->source = to.source;
-	ip->destination = to.destination;
-	ip->checksum = apply(ip->checksum, to.address_change);
-	udp->source = to.source_port;
-	udp->destination = to.destination_port;
+	ip->source = becomes->source;
+	ip->destination = becomes->destination;
+	// The TTL is the high byte of its word, whatever stands in it.
+	ip->checksum = apply(ip->checksum, addresses + (__u16)~htons(0x0100));
+	udp->source = becomes->source_port;
+	udp->destination = becomes->destination_port;
 	if (tcp) {
-		tcp->checksum = apply(tcp->checksum, to.endpoint_change);
+		tcp->checksum = apply(tcp->checksum, addresses + ports);
 	} else if (udp->checksum) { // 0 is none (RFC 768): it stays none, and none becomes it
-		__sum16 checksum = apply(udp->checksum, to.endpoint_change);
+		__sum16 checksum = apply(udp->checksum, addresses + ports);
 		udp->checksum = checksum ? checksum : 0xffff;
 	}
 	// What Ethernet has padded is not part of the packet.

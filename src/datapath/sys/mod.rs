@@ -1,17 +1,17 @@
 //! System calls that no safe crate offers, and the structs that are shared with the BPF program.
 //!
-//! The only place of the datapath with `unsafe`. Owns the packet socket (`packet(7)`), the `AF_XDP` socket, and the memory
-//! that frames are received into; knows nothing of what is in a frame.
+//! The only place of the datapath with `unsafe`. Owns the packet socket (`packet(7)`), the `AF_XDP` socket, the memory
+//! that frames are received into, and that of the flow table; knows nothing of what is in a frame.
 
 #![allow(unsafe_code)]
 
-pub mod bpf;
 mod ethtool;
 mod frames;
 mod mapping;
 mod packet_socket;
 mod ring;
 mod shared;
+mod slots;
 mod umem;
 mod xdp_link;
 mod xdp_socket;
@@ -19,7 +19,11 @@ mod xdp_socket;
 pub use ethtool::{ChannelCounts, Channels, channels, driver, set_channels};
 pub use frames::{BATCH, Frames, Outgoing};
 pub use packet_socket::PacketSocket;
-pub use shared::{FastPathCounters, FlowKey, FlowValue, OurInterface, OurInterfaces, Ports, Prefix, Rules};
+pub use shared::{
+    Endpoints, FastPathCounters, FlowKey, FlowSlot, OurInterface, OurInterfaces, Ports, Prefix, Rules,
+    high_half,
+};
+pub use slots::Slots;
 pub use umem::{Chunk, Frame, Umem};
 pub use xdp_link::XdpLink;
 pub use xdp_socket::XdpSocket;

@@ -41,40 +41,40 @@ pub struct Ports {
     pub udp: [u64; 1024],
 }
 
-/// What a flow is found by: the endpoints as they are in the packet, in network byte order.
+/// Where a packet comes from and goes to, as it lies in it: in network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct FlowKey {
+pub struct Endpoints {
     pub source: u32,
     pub destination: u32,
     pub source_port: u16,
     pub destination_port: u16,
-    pub protocol: u8,
-    pub zero: [u8; 3],
 }
 
-/// A flow: what is to be done to its packets, and what it has carried. Addresses, ports and changes of checksums lie in
-/// memory as in a packet.
+/// What a flow is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    pub endpoints: Endpoints,
+    pub protocol: u8,
+}
+
+/// A slot of the flow table: a flow's key, what is to be done to its packets, and what it has carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct FlowValue {
-    pub source: u32,
-    pub destination: u32,
-    pub source_port: u16,
-    pub destination_port: u16,
-    /// To the IPv4 checksum: addresses and TTL.
-    pub address_change: u16,
-    /// To that of TCP or UDP: addresses and ports.
-    pub endpoint_change: u16,
-    pub next_hop: u16,
-    /// Longest IPv4 packet, in bytes.
-    pub mtu: u16,
+pub struct FlowSlot {
+    pub matches: Endpoints,
+    /// 0: there is no flow here.
+    pub protocol: u8,
     /// [`Rules::ROLE_INTERNAL`], [`Rules::ROLE_EXTERNAL`]: of an interface that it may come in by.
     pub roles: u8,
     /// Place in [`FastPathCounters::packets`].
     pub direction: u8,
+    /// Of the slot, whatever flow is in it: how many slots behind it flows lie at most whose home it is.
+    pub reach: u8,
+    pub becomes: Endpoints,
+    pub next_hop: u16,
     pub window: u16,
-    /// Ties all of the above but the window to the flow's key: see [`Self::sealed`].
+    /// Ties all of the above but reach and window together: see [`Self::sealed`].
     pub seal: u32,
     /// `CLOCK_MONOTONIC` in units of 2^30 ns.
     pub last_use: u32,
@@ -84,34 +84,60 @@ pub struct FlowValue {
     pub acknowledged: u32,
 }
 
-impl FlowValue {
+impl FlowKey {
+    /// As a slot begins, with nothing in the place of what is no key.
+    #[must_use]
+    pub fn words(&self) -> [u64; 2] {
+        let flow = FlowSlot { matches: self.endpoints, protocol: self.protocol, ..FlowSlot::default() };
+        let [a, b, ..] = flow.words();
+        [a, b]
+    }
+}
+
+impl FlowSlot {
+    /// Whether there is no flow here.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.protocol == 0
+    }
+
+    #[must_use]
+    pub const fn key(&self) -> FlowKey {
+        FlowKey { endpoints: self.matches, protocol: self.protocol }
+    }
+
     /// With the seal that the program looks for: `seal_of` in `bpf/xdp.bpf.c`.
     #[must_use]
-    pub fn sealed(self, key: &FlowKey) -> Self {
-        let two = |low: u32, high: u32| u64::from_ne_bytes(join(low.to_ne_bytes(), high.to_ne_bytes()));
-        let ports = |low: u16, high: u16| u32::from_ne_bytes(join(low.to_ne_bytes(), high.to_ne_bytes()));
-        let protocol = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
-        let use_of = u16::from_ne_bytes([self.roles, self.direction]);
-        let words = [
-            (two(key.source, key.destination), 0x9e37_79b9_7f4a_7c15),
-            (two(ports(key.source_port, key.destination_port), protocol), 0xc2b2_ae3d_27d4_eb4f),
-            (two(self.source, self.destination), 0x1656_67b1_9e37_79f9),
-            (
-                two(
-                    ports(self.source_port, self.destination_port),
-                    ports(self.address_change, self.endpoint_change),
-                ),
-                0xd6e8_feb8_6659_fd93,
-            ),
-            (u64::from(use_of) << 32 | u64::from(ports(self.next_hop, self.mtu)), 0xff51_afd7_ed55_8ccd),
-        ];
-        let sum = words
+    pub fn sealed(self) -> Self {
+        let [a, b, c, d, ..] = Self { reach: 0, window: 0, ..self }.words();
+        let factors =
+            [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0xd6e8_feb8_6659_fd93];
+        let sum = [a, b, c, d]
             .into_iter()
+            .zip(factors)
             .fold(0, |sum: u64, (word, factor): (u64, u64)| sum.wrapping_add(word.wrapping_mul(factor)));
-        // The high half is what a product mixes best.
-        let [.., a, b, c, d] = (sum >> 32).to_be_bytes();
-        Self { seal: u32::from_be_bytes([a, b, c, d]), ..self }
+        Self { seal: high_half(sum), ..self }
     }
+
+    /// As it lies in memory.
+    #[must_use]
+    pub const fn words(self) -> [u64; 8] {
+        // SAFETY: of one size, both integers only, without padding as the offsets below show.
+        unsafe { std::mem::transmute(self) }
+    }
+
+    /// The opposite of [`Self::words`].
+    #[must_use]
+    pub const fn from_words(words: [u64; 8]) -> Self {
+        // SAFETY: as above; any bits make integers.
+        unsafe { std::mem::transmute(words) }
+    }
+}
+
+/// Of a product, what is mixed best.
+#[must_use]
+pub const fn high_half(product: u64) -> u32 {
+    (product >> 32) as u32
 }
 
 /// An interface of ours.
@@ -141,21 +167,10 @@ pub struct FastPathCounters {
     pub unserved: u64,
 }
 
-fn join<const N: usize, const M: usize>(low: [u8; N], high: [u8; N]) -> [u8; M] {
-    let mut bytes = [0; M];
-    bytes[..N].copy_from_slice(&low);
-    bytes[N..].copy_from_slice(&high);
-    bytes
-}
-
 // SAFETY: `repr(C)` structs of integers only, and without implicit padding, as the sizes below show.
 unsafe impl aya::Pod for Rules {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Ports {}
-// SAFETY: as above.
-unsafe impl aya::Pod for FlowKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for FlowValue {}
 // SAFETY: as above.
 unsafe impl aya::Pod for OurInterface {}
 // SAFETY: as above.
@@ -168,10 +183,15 @@ const _: () = {
     assert!(offset_of!(Rules, bypass) == 272);
     assert!(size_of::<Ports>() == 16384);
     assert!(offset_of!(Ports, udp) == 8192);
-    assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<FlowValue>() == 56);
-    assert!(offset_of!(FlowValue, seal) == 24);
-    assert!(offset_of!(FlowValue, acknowledged) == 52);
+    assert!(size_of::<Endpoints>() == 12);
+    assert!(size_of::<FlowSlot>() == 64);
+    assert!(offset_of!(FlowSlot, protocol) == 12);
+    assert!(offset_of!(FlowSlot, reach) == 15);
+    assert!(offset_of!(FlowSlot, becomes) == 16);
+    assert!(offset_of!(FlowSlot, window) == 30);
+    assert!(offset_of!(FlowSlot, seal) == 32);
+    assert!(offset_of!(FlowSlot, packets) == 40);
+    assert!(offset_of!(FlowSlot, acknowledged) == 60);
     assert!(size_of::<OurInterface>() == 16);
     assert!(size_of::<FastPathCounters>() == 104);
 };

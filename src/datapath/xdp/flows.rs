@@ -1,24 +1,24 @@
 //! The flows that the program carries, and the next hops that they go by.
 //!
-//! Owns the two maps. Writes an entry when the engine hands a session over, reads one when the engine asks for its
-//! use, and never walks them.
+//! Owns their table and the next hops' map. Writes a flow when the engine hands a session over, reads one when the
+//! engine asks for its use, and never walks them.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError};
+use aya::maps::{Array, Map, MapData, MapError};
 
+use super::table::{InsertError, Table};
 use crate::datapath::classifier::{BpfError, network_order};
 use crate::datapath::next_hop::{Mac, NextHops};
-use crate::datapath::sys::{FlowKey, FlowValue, Rules, bpf};
+use crate::datapath::sys::{Endpoints, FlowKey, FlowSlot, Rules};
 use crate::nat::{Flow, FlowKeys, FlowPair, Side, TcpMarks, Usage};
 use crate::time::Instant;
-use crate::wire::{FiveTuple, checksum};
+use crate::wire::{Endpoint, FiveTuple};
 
 /// See the module.
 pub struct Flows {
-    map: Map,
+    table: Table,
     hops: Hops,
     /// The kernel's indices of our interfaces: one-armed one, else the external and the internal one.
     interfaces: Vec<u32>,
@@ -33,9 +33,9 @@ pub struct Flows {
 impl Flows {
     /// No flows yet. `origin_nanos` is `CLOCK_MONOTONIC` at [`Instant::ORIGIN`].
     #[must_use]
-    pub fn new(map: Map, next_hops: Map, capacity: u32, origin_nanos: u64) -> Self {
+    pub fn new(table: Table, next_hops: Map, capacity: u32, origin_nanos: u64) -> Self {
         Self {
-            map,
+            table,
             hops: Hops::new(next_hops),
             interfaces: Vec::new(),
             external: BTreeSet::new(),
@@ -81,16 +81,16 @@ impl Flows {
     /// What both flows have carried so far; `None` for one that is not carried.
     pub fn usage(&self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
         [&keys.out, &keys.back].map(|tuple| {
-            let map = BpfHashMap::<_, FlowKey, FlowValue>::try_from(&self.map).ok()?;
-            Some(self.usage_of(now, &map.get(&key_of(tuple), 0).ok()?))
+            let flow = self.table.get(&key_of(tuple))?;
+            Some(self.usage_of(now, &flow))
         })
     }
 
     /// Has the program no longer carry them; gives what they have carried.
     pub fn remove(&mut self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
         [&keys.out, &keys.back].map(|tuple| {
-            let value = self.remove_one(tuple)?;
-            Some(self.usage_of(now, &value))
+            let flow = self.remove_one(tuple)?;
+            Some(self.usage_of(now, &flow))
         })
     }
 
@@ -104,9 +104,9 @@ impl Flows {
 
     /// Keeps the neighbours known that flows go by: their packets do not pass whoever looks neighbours up.
     pub fn keep_neighbours(&self, now: Instant, next_hops: &mut NextHops) {
-        for ((port, gateway), _) in self.hops.used() {
-            if let Some(&interface) = self.interfaces.get(port) {
-                next_hops.keep(now, interface, gateway);
+        for (hop, _) in self.hops.used() {
+            if let Some(&interface) = self.interfaces.get(hop.port) {
+                next_hops.keep(now, interface, hop.gateway);
             }
         }
     }
@@ -118,17 +118,15 @@ impl Flows {
         };
         let interface = *self.interfaces.get(port).ok_or(Refused::NoRoute)?;
         let gateway = next_hops.gateway(interface, flow.destination.address).ok_or(Refused::NoRoute)?;
-        let next_hop = self.hops.take(port, gateway, next_hops.mac(interface, gateway))?;
-        let key = key_of(&flow.matches);
-        let value = FlowValue {
+        let hop = Hop { port, gateway, mtu: flow.mtu };
+        let next_hop = self.hops.take(hop, next_hops.mac(interface, gateway))?;
+        let inserted = self.table.insert(FlowSlot {
             last_use: self.units(now),
             end: flow.marks.end,
             acknowledged: flow.marks.acknowledged,
             window: flow.marks.window,
-            ..translation_of(flow, self.roles_of(flow), next_hop).sealed(&key)
-        };
-        let inserted = BpfHashMap::<&mut MapData, FlowKey, FlowValue>::try_from(&mut self.map)
-            .and_then(|mut map| map.insert(key, value, BPF_NOEXIST));
+            ..translation_of(flow, self.roles_of(flow), next_hop)
+        });
         match inserted {
             Ok(()) => {
                 self.count += 1;
@@ -136,7 +134,7 @@ impl Flows {
             }
             Err(error) => {
                 self.hops.give_back(next_hop);
-                Err(Refused::Map(error))
+                Err(error.into())
             }
         }
     }
@@ -153,21 +151,14 @@ impl Flows {
         }
     }
 
-    fn remove_one(&mut self, tuple: &FiveTuple) -> Option<FlowValue> {
-        let Map::HashMap(data) = &self.map else { return None };
-        let value: FlowValue = match bpf::take(data.fd().as_fd(), &key_of(tuple)) {
-            Ok(value) => value?,
-            Err(error) => {
-                tracing::error!(%error, "flow cannot be removed from the fast path");
-                return None;
-            }
-        };
+    fn remove_one(&mut self, tuple: &FiveTuple) -> Option<FlowSlot> {
+        let flow = self.table.remove(&key_of(tuple))?;
         self.count = self.count.saturating_sub(1);
-        self.hops.give_back(value.next_hop);
-        Some(value)
+        self.hops.give_back(flow.next_hop);
+        Some(flow)
     }
 
-    fn usage_of(&self, now: Instant, used: &FlowValue) -> Usage {
+    fn usage_of(&self, now: Instant, used: &FlowSlot) -> Usage {
         // The end of the unit: never before the packet.
         let nanos = ((u64::from(used.last_use) + 1) << UNIT_BITS).saturating_sub(self.origin_nanos);
         Usage {
@@ -186,15 +177,19 @@ impl Flows {
 
 #[cfg(test)]
 impl Flows {
-    /// What the map holds of a flow.
-    pub fn value(&self, tuple: &FiveTuple) -> Option<FlowValue> {
-        BpfHashMap::<_, FlowKey, FlowValue>::try_from(&self.map).expect("its type").get(&key_of(tuple), 0).ok()
+    /// What the table holds of a flow.
+    pub fn value(&self, tuple: &FiveTuple) -> Option<FlowSlot> {
+        self.table.get(&key_of(tuple))
     }
 
-    /// Writes anything over what the map holds of a flow.
-    pub fn overwrite(&mut self, tuple: &FiveTuple, value: FlowValue) {
-        let map = BpfHashMap::<&mut MapData, FlowKey, FlowValue>::try_from(&mut self.map);
-        map.expect("its type").insert(key_of(tuple), value, 0).expect("writable");
+    /// Writes anything over what the table holds of a flow.
+    pub fn overwrite(&mut self, tuple: &FiveTuple, flow: FlowSlot) {
+        self.table.overwrite(&key_of(tuple), flow);
+    }
+
+    /// As [`Slots::smear`](crate::datapath::sys::Slots::smear), over a flow.
+    pub fn smear(&mut self, tuple: &FiveTuple, flow: FlowSlot, first: usize) {
+        self.table.smear(&key_of(tuple), flow, first);
     }
 }
 
@@ -207,24 +202,34 @@ pub enum Refused {
     Full,
     #[error("too many next hops")]
     NextHops,
-    #[error("the map cannot be written")]
-    Map(#[source] MapError),
+    #[error(transparent)]
+    Table(#[from] InsertError),
+    #[error("the map of next hops cannot be written")]
+    Map(#[from] MapError),
 }
 
 /// The next hops of the flows: which there are, in which place, for how many flows.
 struct Hops {
     map: Map,
-    places: HashMap<(usize, Ipv4Addr), u16>,
-    list: Vec<Hop>,
+    places: HashMap<Hop, u16>,
+    list: Vec<Place>,
     free: VecDeque<u16>,
     /// What [`NextHops::neighbour_changes`] was last.
     seen: u64,
     outdated: bool,
 }
 
-#[derive(Clone, Copy)]
+/// Where to, and how long the packets may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Hop {
-    key: (usize, Ipv4Addr),
+    port: usize,
+    gateway: Ipv4Addr,
+    mtu: u16,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    hop: Hop,
     flows: u32,
     word: u64,
 }
@@ -234,18 +239,17 @@ impl Hops {
         Self { map, places: HashMap::new(), list: Vec::new(), free: VecDeque::new(), seen: 0, outdated: false }
     }
 
-    fn used(&self) -> impl Iterator<Item = ((usize, Ipv4Addr), u16)> {
-        self.places.iter().map(|(key, place)| (*key, *place))
+    fn used(&self) -> impl Iterator<Item = (Hop, u16)> {
+        self.places.iter().map(|(hop, place)| (*hop, *place))
     }
 
     /// The place of a next hop, for one more flow.
-    fn take(&mut self, port: usize, gateway: Ipv4Addr, mac: Option<Mac>) -> Result<u16, Refused> {
-        let key = (port, gateway);
-        if let Some(&place) = self.places.get(&key) {
+    fn take(&mut self, hop: Hop, mac: Option<Mac>) -> Result<u16, Refused> {
+        if let Some(&place) = self.places.get(&hop) {
             self.list[usize::from(place)].flows += 1;
             return Ok(place);
         }
-        let hop = Hop { key, flows: 1, word: word_of(port, mac) };
+        let taken = Place { hop, flows: 1, word: word_of(&hop, mac) };
         let place = match self.free.front() {
             Some(&place) => place,
             None if self.list.len() < NEXT_HOPS => {
@@ -253,20 +257,20 @@ impl Hops {
             }
             None => return Err(Refused::NextHops),
         };
-        self.write(place, hop.word).map_err(Refused::Map)?;
+        self.write(place, taken.word)?;
         self.free.pop_front();
         match self.list.get_mut(usize::from(place)) {
-            Some(there) => *there = hop,
-            None => self.list.push(hop),
+            Some(there) => *there = taken,
+            None => self.list.push(taken),
         }
-        self.places.insert(key, place);
+        self.places.insert(hop, place);
         Ok(place)
     }
 
     fn give_back(&mut self, place: u16) {
-        let Some(hop) = self.list.get_mut(usize::from(place)) else { return };
-        hop.flows = hop.flows.saturating_sub(1);
-        if hop.flows == 0 && self.places.remove(&hop.key).is_some() {
+        let Some(given) = self.list.get_mut(usize::from(place)) else { return };
+        given.flows = given.flows.saturating_sub(1);
+        if given.flows == 0 && self.places.remove(&given.hop).is_some() {
             self.free.push_back(place);
         }
     }
@@ -275,10 +279,9 @@ impl Hops {
         if self.seen == next_hops.neighbour_changes() && !self.outdated {
             return Ok(());
         }
-        for (key, place) in self.used().collect::<Vec<_>>() {
-            let (port, gateway) = key;
-            let mac = interfaces.get(port).and_then(|&interface| next_hops.mac(interface, gateway));
-            let word = word_of(port, mac);
+        for (hop, place) in self.used().collect::<Vec<_>>() {
+            let mac = interfaces.get(hop.port).and_then(|&interface| next_hops.mac(interface, hop.gateway));
+            let word = word_of(&hop, mac);
             if self.list[usize::from(place)].word != word {
                 self.write(place, word)?;
                 self.list[usize::from(place)].word = word;
@@ -295,53 +298,44 @@ impl Hops {
 }
 
 /// The word of a next hop: see `NEXT_HOP_WORDS` in `bpf/xdp.bpf.c`.
-fn word_of(port: usize, mac: Option<Mac>) -> u64 {
+fn word_of(hop: &Hop, mac: Option<Mac>) -> u64 {
     let Some(mac) = mac else { return 0 };
     // As it lies in memory, whatever the byte order.
     let mut bytes = [0; 8];
     let first = if cfg!(target_endian = "little") { 0 } else { 2 };
     bytes[first..first + 6].copy_from_slice(&mac);
     let mac = u64::from_ne_bytes(bytes);
-    mac | (port as u64) << 48 | 1 << 56
+    mac | (hop.port as u64) << 48 | u64::from(hop.mtu.min(MOST_MTU)) << 49
 }
 
 fn key_of(tuple: &FiveTuple) -> FlowKey {
-    FlowKey {
-        source: network_order(tuple.source.address),
-        destination: network_order(tuple.destination.address),
-        source_port: tuple.source.port.to_be(),
-        destination_port: tuple.destination.port.to_be(),
-        protocol: tuple.protocol.0,
-        zero: [0; 3],
+    FlowKey { endpoints: endpoints_of(tuple.source, tuple.destination), protocol: tuple.protocol.0 }
+}
+
+fn endpoints_of(source: Endpoint, destination: Endpoint) -> Endpoints {
+    Endpoints {
+        source: network_order(source.address),
+        destination: network_order(destination.address),
+        source_port: source.port.to_be(),
+        destination_port: destination.port.to_be(),
     }
 }
 
-fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> FlowValue {
-    let mut addresses = checksum::Adjustment::default();
-    addresses.address(flow.matches.source.address, flow.source.address);
-    addresses.address(flow.matches.destination.address, flow.destination.address);
-    let mut endpoints = addresses;
-    endpoints.word(flow.matches.source.port, flow.source.port);
-    endpoints.word(flow.matches.destination.port, flow.destination.port);
-    // The TTL is the high byte of its word, whatever stands in it.
-    addresses.word(0x0100, 0x0000);
+fn translation_of(flow: &Flow, roles: u32, next_hop: u16) -> FlowSlot {
     let direction = match (flow.from, flow.to) {
         (Side::Internal, Side::External) => OUT,
         (Side::Internal, Side::Internal) => HAIRPIN,
         (Side::External, _) => BACK,
     };
-    FlowValue {
-        source: network_order(flow.source.address),
-        destination: network_order(flow.destination.address),
-        source_port: flow.source.port.to_be(),
-        destination_port: flow.destination.port.to_be(),
-        address_change: addresses.apply_to_sum(0).to_be(),
-        endpoint_change: endpoints.apply_to_sum(0).to_be(),
-        next_hop,
-        mtu: flow.mtu,
+    let FlowKey { endpoints, protocol } = key_of(&flow.matches);
+    FlowSlot {
+        matches: endpoints,
+        protocol,
         roles: u8::try_from(roles).unwrap_or(0),
         direction,
-        ..FlowValue::default()
+        becomes: endpoints_of(flow.source, flow.destination),
+        next_hop,
+        ..FlowSlot::default()
     }
 }
 
@@ -351,6 +345,5 @@ const BACK: u8 = 1;
 const HAIRPIN: u8 = 2;
 const NEXT_HOPS: usize = 16384;
 const UNIT_BITS: u32 = 30;
-
-/// linux/bpf.h: only if there is none yet.
-const BPF_NOEXIST: u64 = 1;
+/// What a next hop's word has room for. Longer packets, of which XDP knows none, are the engine's.
+const MOST_MTU: u16 = (1 << 15) - 1;

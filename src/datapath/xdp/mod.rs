@@ -8,6 +8,7 @@ mod driver;
 mod flows;
 mod program;
 mod sockets;
+mod table;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -80,14 +81,14 @@ impl Xdp {
         flows: u32,
         origin_nanos: u64,
     ) -> Result<Self, XdpError> {
-        let mut program = Program::load(flows, rules, host)?;
-        let (map, next_hops) = program.take_maps()?;
+        let mut program = Program::load(flows.saturating_mul(HOMES_PER_FLOW), rules, host)?;
+        let (table, next_hops) = program.take_maps()?;
         let mut xdp = Self {
             config,
             attached: ports.iter().map(|_| None).collect(),
             sockets: None,
             opened_for: Vec::new(),
-            flows: Flows::new(map, next_hops, flows, origin_nanos),
+            flows: Flows::new(table, next_hops, flows, origin_nanos),
             program,
             unserved: 0,
             recalled_routes: 0,
@@ -365,6 +366,8 @@ fn listed_queues(interface: &str, prefix: &str) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX).max(1)
 }
 
+/// Of the flow table: with two, hardly any flow is left without room.
+const HOMES_PER_FLOW: u32 = 2;
 /// How long a driver may take the link down for.
 const LINK_RESET: Duration = Duration::from_secs(5);
 /// Places of the session table that are recalled between two batches.

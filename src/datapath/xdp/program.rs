@@ -5,41 +5,59 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use aya::maps::{Array, DevMap, Map, PerCpuArray, XskMap};
+use aya::maps::{Array, DevMap, Map, MapError, PerCpuArray, XskMap};
 use aya::programs::Xdp;
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::table::{Hash, Table};
 use crate::datapath::classifier::{BpfError, Classifier, ClassifierConfig, map_mut, program};
-use crate::datapath::sys::{FastPathCounters, OurInterface, OurInterfaces, XdpLink};
+use crate::datapath::sys::{FastPathCounters, FlowSlot, OurInterface, OurInterfaces, XdpLink};
 
 /// The loaded program.
 pub struct Program {
     ebpf: Ebpf,
     classifier: Classifier,
     written: OurInterfaces,
+    hash: Hash,
 }
 
 impl Program {
-    /// Loads the program, with room for `flows` flows; nothing is attached yet.
+    /// Loads the program, with a flow table of so many homes; nothing is attached yet.
     ///
     /// # Errors
     /// See [`BpfError`].
-    pub fn load(flows: u32, config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<Self, BpfError> {
-        let mut ebpf = EbpfLoader::new().btf(None).map_max_entries("FLOWS", flows).load(OBJECT)?;
+    pub fn load(homes: u32, config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<Self, BpfError> {
+        let hash = Hash::random(homes).map_err(BpfError::Randomness)?;
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .map_max_entries("FLOWS", hash.slots())
+            .override_global("HOMES", &hash.homes, true)
+            .override_global("HASH_KEYS", &hash.keys, true)
+            .load(OBJECT)
+            .map_err(|error| match error {
+                EbpfError::MapError(MapError::CreateError { name, io_error }) if name == "FLOWS" => {
+                    no_table(hash, io_error)
+                }
+                error => error.into(),
+            })?;
         program::<Xdp>(&mut ebpf, PROGRAM)?.load()?;
-        let mut loaded = Self { ebpf, classifier: Classifier::default(), written: OurInterfaces::default() };
+        let mut loaded =
+            Self { ebpf, classifier: Classifier::default(), written: OurInterfaces::default(), hash };
         loaded.configure(config, host)?;
         Ok(loaded)
     }
 
-    /// The map of flows, and that of next hops. There is one of each.
+    /// The table of flows, and the map of next hops. There is one of each.
     ///
     /// # Errors
-    /// They have been taken already.
-    pub fn take_maps(&mut self) -> Result<(Map, Map), BpfError> {
-        let flows = self.ebpf.take_map("FLOWS").ok_or(BpfError::Missing("FLOWS"))?;
+    /// They have been taken already, or the table cannot be mapped.
+    pub fn take_maps(&mut self) -> Result<(Table, Map), BpfError> {
         let next_hops = self.ebpf.take_map("NEXT_HOP_WORDS").ok_or(BpfError::Missing("NEXT_HOP_WORDS"))?;
-        Ok((flows, next_hops))
+        let Map::Array(flows) = map_mut(&mut self.ebpf, "FLOWS")? else {
+            return Err(BpfError::Missing("FLOWS"));
+        };
+        let table = Table::new(flows.fd().as_fd(), self.hash).map_err(|error| no_table(self.hash, error))?;
+        Ok((table, next_hops))
     }
 
     /// As [`Classifier::configure`].
@@ -122,6 +140,11 @@ impl Program {
     pub fn program(&mut self) -> &mut Xdp {
         program(&mut self.ebpf, PROGRAM).unwrap_or_else(|error| unreachable!("it was loaded: {error}"))
     }
+}
+
+fn no_table(hash: Hash, source: io::Error) -> BpfError {
+    let bytes = u64::from(hash.slots()) * size_of::<FlowSlot>() as u64;
+    BpfError::FlowTable { mebibytes: bytes >> 20, source }
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp.bpf.o"));

@@ -2,6 +2,7 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::wrong_self_convention, reason = "as in tests/")]
 
+mod collisions;
 mod oracle;
 mod program;
 mod race;

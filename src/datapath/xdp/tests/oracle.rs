@@ -21,7 +21,8 @@ fn compare(arms: Arms) {
     let total = RefCell::new([0; 3]);
     let result = TestRunner::new(cases).run(&(setting, doings), |((choice, seed, after, room), doings)| {
         let rig = spare.borrow_mut()[room].take();
-        let rig = rig.map_or_else(|| Rig::new(arms, &config(), ROOMS[room]), Rig::anew);
+        let (flows, homes) = ROOMS[room];
+        let rig = rig.map_or_else(|| Rig::with_homes(arms, &config(), flows, homes), Rig::anew);
         let nat = Twins::new(choice, seed, after, rig).live(&doings);
         for (total, part) in total.borrow_mut().iter_mut().zip(nat.fast_path.traffic()) {
             *total += part.packets;
@@ -45,5 +46,5 @@ fn program_on_two_interfaces_does_as_the_engine_does() {
 }
 
 const CASES: u32 = 400;
-/// How many flows the map holds.
-const ROOMS: [u32; 3] = [3, 12, 1024];
+/// How many flows the table holds, and how many homes they have.
+const ROOMS: [(u32, u32); 3] = [(3, 6), (12, 2), (1024, 2048)];

@@ -8,7 +8,7 @@ use proptest::test_runner::TestRunner;
 use super::rig::{Action, Arms, Rig, framed, in_namespace, known, mac_of, our_mac};
 use super::support::*;
 use crate::datapath::Miss;
-use crate::datapath::sys::{self, FlowValue};
+use crate::datapath::sys::{self, FlowSlot};
 use crate::nat::{Config, Flow, FlowPair, Side, TcpMarks};
 use crate::time::Instant;
 use crate::wire::{Endpoint, FiveTuple, Protocol};
@@ -106,18 +106,16 @@ fn value_that_is_not_sealed_for_its_key_is_a_miss() {
         let right = rig.flows.value(&one.out.matches).expect("installed");
         let others = rig.flows.value(&other.out.matches).expect("installed");
         // Another key's; and each part changed by itself, as it is where half of a value has been overwritten.
-        let changes: [fn(&mut FlowValue, &FlowValue); 11] = [
-            |value, other| *value = *other,
-            |value, other| value.source_port = other.source_port,
-            |value, _| value.source ^= 1,
-            |value, _| value.destination ^= 1 << 31,
-            |value, _| value.destination_port ^= 1,
-            |value, _| value.address_change ^= 1,
-            |value, _| value.endpoint_change ^= 1 << 15,
-            |value, _| value.next_hop ^= 1,
-            |value, _| value.mtu ^= 1,
-            |value, _| value.roles ^= 4,
-            |value, _| value.direction ^= 1,
+        let changes: [fn(&mut FlowSlot, &FlowSlot); 9] = [
+            |slot, other| *slot = FlowSlot { matches: slot.matches, ..*other },
+            |slot, other| slot.becomes = other.becomes,
+            |slot, _| slot.becomes.source ^= 1,
+            |slot, _| slot.becomes.destination ^= 1 << 31,
+            |slot, _| slot.becomes.source_port ^= 1 << 15,
+            |slot, _| slot.becomes.destination_port ^= 1,
+            |slot, _| slot.next_hop ^= 1,
+            |slot, _| slot.roles ^= 4,
+            |slot, _| slot.direction ^= 1,
         ];
         for (number, change) in changes.iter().enumerate() {
             let mut value = right;

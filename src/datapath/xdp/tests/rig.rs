@@ -6,10 +6,11 @@ use std::net::Ipv4Addr;
 use aya::programs::{TestRun, TestRunOptions};
 use nix::net::if_::if_nametoindex;
 
+use super::super::HOMES_PER_FLOW;
 use super::super::flows::Flows;
 use super::super::program::Program;
 use super::support::{Carrier, ROUTER, ip};
-use crate::datapath::classifier::{ClassifierConfig, Roles};
+use crate::datapath::classifier::{BpfError, ClassifierConfig, Roles};
 use crate::datapath::filter::Filter;
 use crate::datapath::next_hop::{Mac, Neighbour, NextHops, Route};
 use crate::datapath::sys::{self, FastPathCounters, OurInterface, OurInterfaces, Rules};
@@ -69,14 +70,19 @@ pub fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
 impl Rig {
     /// For [`in_namespace`].
     pub fn new(arms: Arms, config: &Config, flows: u32) -> Self {
+        Self::with_homes(arms, config, flows, HOMES_PER_FLOW * flows)
+    }
+
+    /// As [`Self::new`], with a table that may have less room than it should.
+    pub fn with_homes(arms: Arms, config: &Config, flows: u32, homes: u32) -> Self {
         let names: &[&str] = if arms == Arms::One { &["ext"] } else { &["ext", "int"] };
         let indices: Vec<_> = names.iter().map(|name| if_nametoindex(*name).expect("it was made")).collect();
         let host = host_of(config);
         let rules = |port| rules_of(arms, port, config);
-        let mut program = Program::load(flows, &rules(0), &host).expect("the kernel takes it");
+        let mut program = Self::load(arms, config, homes).expect("the kernel takes it");
         program.set_interfaces(interfaces_of(arms, &indices)).expect("they exist");
-        let (map, hop_words) = program.take_maps().expect("there");
-        let mut flows = Flows::new(map, hop_words, flows, sys::monotonic_nanos().expect("a clock"));
+        let (table, hop_words) = program.take_maps().expect("there");
+        let mut flows = Flows::new(table, hop_words, flows, sys::monotonic_nanos().expect("a clock"));
         flows.set_interfaces(indices.clone());
         flows.set_external(rules(0).external());
         let filter = |rules: ClassifierConfig| Filter::load(&rules, &host).expect("the kernel takes it");
@@ -95,6 +101,11 @@ impl Rig {
             began: [Traffic::default(); 3],
             runs: 0,
         }
+    }
+
+    /// The program, with a flow table of so many homes.
+    pub fn load(arms: Arms, config: &Config, homes: u32) -> Result<Program, BpfError> {
+        Program::load(homes, &rules_of(arms, 0, config), &host_of(config))
     }
 
     /// As if it were new, which takes the kernel long to make. No flows must be left.

@@ -1,0 +1,191 @@
+//! Egret's proxy beside HAProxy and nginx: `cargo bench --no-default-features --bench forward`, with `quick` as an
+//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `nat`, `memory`.
+//!
+//! Each proxy is on a host of its own, one veth link away from the host that has both clients and backend. A proxy, and
+//! what its host's kernel does for it, is on one processor; all the rest is on the other. They are used in turns.
+//! Nothing is asserted. It needs root.
+//!
+//! In `nat` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`, as client and targets
+//! are one host.
+
+#![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
+#![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
+
+#[path = "common/figures.rs"]
+mod figures;
+#[path = "../tests/lab/mod.rs"]
+mod lab;
+#[path = "forward/load.rs"]
+mod load;
+#[path = "common/process.rs"]
+mod process;
+#[path = "forward/proxies.rs"]
+mod proxies;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use figures::Figures;
+use lab::Result;
+use proxies::{Kind, Proxy, Site, Work};
+
+const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = load::requested(&arguments).unwrap_or_else(|| compare(&Plan::new(&arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("forward bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is measured, and how much.
+struct Plan {
+    /// Only these parts, see the module; all if there are none.
+    only: Vec<String>,
+    rounds: usize,
+    /// Of using a proxy, each time.
+    window: Duration,
+}
+
+impl Plan {
+    fn new(arguments: &[String]) -> Self {
+        let is_part = |argument: &&String| !argument.starts_with('-') && *argument != "quick";
+        let only = arguments.iter().filter(is_part).cloned().collect();
+        if arguments.iter().any(|argument| argument == "quick") {
+            return Self { only, rounds: 3, window: Duration::from_millis(500) };
+        }
+        Self { only, rounds: 7, window: Duration::from_secs(2) }
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == part)
+    }
+}
+
+fn compare(plan: &Plan) -> Result {
+    println!(
+        "Egret, HAProxy (mode tcp; bulk always spliced, the rest splice-auto) and nginx (stream) in turns, {} rounds of {:?}",
+        plan.rounds, plan.window
+    );
+    println!("  on {}", process::machine()?);
+    println!("  client and backend -- proxy, by a veth pair for each proxy, MTU 1500, GSO on");
+    println!(
+        "  one processor for a proxy and its host's kernel, one for all the rest; Egret translates beside (af_packet)"
+    );
+    println!("  medians (least - most)\n");
+    println!("{:34} {:>24} {:>24} {:>24} {:>6} {:>7}", "", "Egret", "HAProxy", "nginx", "ratio", "target");
+
+    let site = Site::new()?;
+    let mut proxies = Vec::new();
+    for kind in Kind::ALL {
+        proxies.push(site.start(kind)?);
+    }
+    let using = |kind: &'static str, connections| {
+        let (site, window) = (&site, plan.window);
+        move |proxy: &Proxy| site.load(proxy, kind, connections, window)
+    };
+    if plan.wants("bulk") {
+        for connections in [1, 8] {
+            let [rate, cost] = take_turns(plan, &proxies, using("bulk", connections), |work| {
+                [work.done.rate * 8.0 / 1e9, work.time.as_secs_f64() * 1e3 / (work.done.count / 1e9)]
+            })?;
+            rate.print(&format!("bulk, connections: {connections}, Gbit/s"), Better::More);
+            cost.print("  processor time, ms/GB", Better::Less);
+        }
+    }
+    for (part, name, connections) in
+        [("connections", "new connections, thousands/s", AT_ONCE), ("requests", "requests, thousands/s", KEPT)]
+    {
+        if plan.wants(part) {
+            let [rate, tail, cost] = take_turns(plan, &proxies, using(part, connections), |work| {
+                let cost = work.time.as_secs_f64() * 1e6 / work.done.count;
+                [work.done.rate / 1e3, work.done.tail, cost]
+            })?;
+            rate.print(&format!("{name}, {connections} at once"), Better::More);
+            tail.print("  p99, us", Better::Less);
+            cost.print("  processor time of one, us", Better::Less);
+        }
+    }
+    if plan.wants("nat") {
+        println!();
+        for (kind, name) in [
+            ("nat-bulk", "by nat: bulk, connections: 8, Gbit/s"),
+            ("nat", "by nat: new connections, thousands/s"),
+        ] {
+            let (connections, scale) = if kind == "nat" { (AT_ONCE, 1e3) } else { (8, 1e9 / 8.0) };
+            let [rate] = take_turns(plan, &proxies, using(kind, connections), |work| [work.done.rate / scale])?;
+            rate.print(name, Better::More);
+        }
+    }
+    drop(proxies);
+    if plan.wants("memory") {
+        let mut memory = Series::default();
+        for _ in 0..plan.rounds.div_ceil(2) {
+            for kind in Kind::ALL {
+                // A new one each time: what was held once stays the process's own.
+                memory.of(kind).push(site.memory(&site.start(kind)?, IDLE)?);
+            }
+        }
+        memory.print(&format!("memory of an idle connection of {IDLE}, bytes"), Better::Less);
+    }
+    Ok(())
+}
+
+/// Measures all of them in each round, another one first each time.
+fn take_turns<const N: usize>(
+    plan: &Plan,
+    proxies: &[Proxy],
+    measure: impl Fn(&Proxy) -> Result<Work>,
+    figures: impl Fn(Work) -> [f64; N],
+) -> Result<[Series; N]> {
+    let mut all = std::array::from_fn(|_| Series::default());
+    for round in 0..plan.rounds {
+        for turn in 0..proxies.len() {
+            let index = (round + turn) % proxies.len();
+            for (series, figure) in all.iter_mut().zip(figures(measure(&proxies[index])?)) {
+                series.of(Kind::ALL[index]).push(figure);
+            }
+        }
+    }
+    Ok(all)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Better {
+    More,
+    Less,
+}
+
+/// What was measured of each.
+#[derive(Default)]
+struct Series([Vec<f64>; Kind::ALL.len()]);
+
+impl Series {
+    fn of(&mut self, kind: Kind) -> &mut Vec<f64> {
+        &mut self.0[kind as usize]
+    }
+
+    /// With the ratio of the medians, Egret's to that of the better of the others.
+    fn print(self, name: &str, better: Better) {
+        let [egret, haproxy, nginx] = self.0.map(Figures::of);
+        let (best, target) = match better {
+            Better::More => (haproxy.median.max(nginx.median), ">= 1.00"),
+            Better::Less => (haproxy.median.min(nginx.median), "<= 1.00"),
+        };
+        let ratio = egret.median / best;
+        let [egret, haproxy, nginx] = [egret, haproxy, nginx].map(|figures| figures.to_string());
+        println!("{name:34} {egret:>24} {haproxy:>24} {nginx:>24} {ratio:6.2} {target}");
+    }
+}
+
+/// Connections that ask again and again.
+const KEPT: usize = 64;
+/// Connections that are opened at a time.
+const AT_ONCE: usize = 64;
+/// Connections that are held. Some systems let no process have more than 20,000 descriptors.
+const IDLE: usize = 9_900;

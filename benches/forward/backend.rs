@@ -1,0 +1,135 @@
+//! The server behind the proxies: this program again. It answers each request with as many bytes as that asks for, and
+//! with as little work as can be: what it sends is a file's, and not copied.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::sendfile::sendfile;
+use nix::unistd::ftruncate;
+
+use super::super::lab::Result;
+
+pub const PORT: u16 = 6000;
+
+/// A request, which always fills a segment of [`Request::BYTES`].
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// How long the answer is to be.
+    pub answer: u64,
+    /// Whether that is the last one.
+    pub close: bool,
+}
+
+impl Request {
+    pub const BYTES: usize = 128;
+
+    pub fn encode(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&self.answer.to_be_bytes());
+        bytes[8] = u8::from(self.close);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; Self::BYTES]) -> Self {
+        let (answer, close) = bytes.split_first_chunk().map_or((0, false), |(answer, rest)| {
+            (u64::from_be_bytes(*answer), rest.first().is_some_and(|close| *close != 0))
+        });
+        Self { answer, close }
+    }
+}
+
+/// A connection, and what it is still to be sent.
+struct Connection {
+    stream: TcpStream,
+    owed: u64,
+    close: bool,
+}
+
+enum Next {
+    Wait(EpollFlags),
+    Close,
+}
+
+/// Answers for ever.
+pub fn serve() -> Result {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    listener.set_reuse_address(true)?;
+    listener.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())?;
+    listener.listen(4096)?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from(listener);
+    let content = memfd_create(c"content", MFdFlags::MFD_CLOEXEC)?;
+    ftruncate(&content, i64::try_from(CHUNK)?)?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let token = |descriptor: &dyn AsRawFd| descriptor.as_raw_fd().unsigned_abs().into();
+    let ears = token(&listener);
+    epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, ears))?;
+    let mut connections = HashMap::new();
+    let mut events = vec![EpollEvent::empty(); 256];
+    loop {
+        let ready = epoll.wait(&mut events, EpollTimeout::NONE)?;
+        for event in &events[..ready] {
+            if event.data() == ears {
+                while let Ok((stream, _)) = listener.accept() {
+                    stream.set_nonblocking(true)?;
+                    stream.set_nodelay(true)?;
+                    let token = token(&stream);
+                    epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+                    connections
+                        .insert(token, (Connection { stream, owed: 0, close: false }, EpollFlags::EPOLLIN));
+                }
+                continue;
+            }
+            let Some((connection, waits)) = connections.get_mut(&event.data()) else { continue };
+            match connection.go_on(event.events(), &content) {
+                Next::Wait(wanted) if *waits == wanted => {}
+                Next::Wait(wanted) => {
+                    epoll.modify(&connection.stream, &mut EpollEvent::new(wanted, event.data()))?;
+                    *waits = wanted;
+                }
+                Next::Close => {
+                    connections.remove(&event.data());
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn go_on(&mut self, events: EpollFlags, content: &OwnedFd) -> Next {
+        if events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP) {
+            return Next::Close;
+        }
+        if self.owed == 0 {
+            let mut request = [0; Request::BYTES];
+            match self.stream.read(&mut request) {
+                Ok(Request::BYTES) => {
+                    let request = Request::decode(&request);
+                    (self.owed, self.close) = (request.answer, request.close);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Next::Wait(EpollFlags::EPOLLIN),
+                // The end, or what nobody of ours would send.
+                _ => return Next::Close,
+            }
+        }
+        let most = usize::try_from(self.owed).unwrap_or(CHUNK).min(CHUNK);
+        match sendfile(&self.stream, content, Some(&mut 0), most) {
+            Ok(sent) => self.owed -= sent as u64,
+            Err(Errno::EAGAIN) => {}
+            Err(_) => return Next::Close,
+        }
+        match (self.owed, self.close) {
+            (0, true) => Next::Close,
+            (0, false) => Next::Wait(EpollFlags::EPOLLIN),
+            _ => Next::Wait(EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP),
+        }
+    }
+}
+
+/// What is sent at once, at most: others wait meanwhile.
+const CHUNK: usize = 1 << 20;
