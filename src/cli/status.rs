@@ -179,7 +179,7 @@ fn write_listener(out: &mut dyn Write, listener: &ListenerReport) -> io::Result<
     writeln!(out)?;
     write!(out, "{:<12}{name} on {listen} ({mode})", "listener")?;
     match serving.as_str() {
-        "fail_open" => writeln!(out, ": ALL TARGETS UNHEALTHY, all get connections")?,
+        "fail_open" => writeln!(out, ": ALL UNHEALTHY, all get connections")?,
         "nobody" => writeln!(out, ": NO TARGET")?,
         "backups" => writeln!(out, ": only backups are healthy")?,
         _ => writeln!(out)?,

@@ -243,6 +243,8 @@ fn services(
         let before = services.len();
         services.extend(privates.clone().filter(|private| is_here(*private)).map(|private| nat::Service {
             external: Endpoint::new(private, port),
+            of_all: ip.is_unspecified(),
+            retired: false,
             preserve_client_ip,
             connect_timeout: forward.connect_timeout,
         }));

@@ -1,8 +1,13 @@
 //! `SIGHUP`, and news of the cloud: a new configuration under running sessions. A bad one changes nothing.
 
+use std::net::SocketAddr;
+
+use super::services::address;
 use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
 use crate::config::{self, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
+use crate::forward::Mode;
+use crate::nat;
 
 impl Running {
     /// Reads the file again and applies what can be applied; says what needs a restart.
@@ -61,7 +66,10 @@ impl Running {
         // Their sockets count among the host's, whose ports are not NAT's.
         let forward = if self.draining.is_some() { Vec::new() } else { config.forward.clone() };
         let listeners = self.forwarding.prepare(&forward).map_err(|error| vec![with_causes(&error)])?;
-        let resolved = self.resolve(&config, &running, applied.0.clone())?;
+        let mut resolved = self.resolve(&config, &running, applied.0.clone())?;
+        let open = self.services.open().await.map_err(|stopped| vec![stopped.to_string()])?;
+        let retired = retired(&running.nat.services, &resolved.nat.services, &config, &open);
+        resolved.nat.services.extend(retired);
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
         self.services.configure(&served(&forward)).map_err(|error| vec![error.to_string()])?;
@@ -140,6 +148,24 @@ impl Running {
         }
         frozen
     }
+}
+
+/// The services that there are no more, but for connections that may go on for a while: their ports have to stay NAT's.
+fn retired(
+    running: &[nat::Service],
+    wanted: &[nat::Service],
+    config: &Config,
+    open: &[SocketAddr],
+) -> Vec<nat::Service> {
+    let is_gone = |service: &&nat::Service| {
+        let taken = config
+            .forward
+            .iter()
+            .any(|forward| forward.mode == Mode::Proxy && forward.listen.port() == service.external.port);
+        !taken && wanted.iter().all(|wanted| wanted.external != service.external)
+    };
+    let gone = running.iter().filter(is_gone).filter(|service| open.contains(&address(service.listener())));
+    gone.map(|service| nat::Service { retired: true, ..*service }).collect()
 }
 
 fn switch(switch: Switch) -> String {

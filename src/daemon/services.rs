@@ -4,7 +4,7 @@
 //! it gives away by a channel, and takes in what comes back when it is woken.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -56,6 +56,7 @@ enum Input {
     Drain { name: String, target: SocketAddr, draining: bool, reply: oneshot::Sender<Option<bool>> },
     Report(oneshot::Sender<Vec<Report>>),
     Grace(oneshot::Sender<Duration>),
+    Open(oneshot::Sender<Vec<SocketAddr>>),
 }
 
 /// A listener that is to be, with randomness of its own.
@@ -151,6 +152,14 @@ impl Control {
         self.ask(Input::Grace).await
     }
 
+    /// The listeners that have connections, those among them that are not wanted any more.
+    ///
+    /// # Errors
+    /// The worker has stopped.
+    pub(super) async fn open(&self) -> Result<Vec<SocketAddr>, Stopped> {
+        self.ask(Input::Open).await
+    }
+
     /// Takes no more connections, and waits until the last has ended, for `grace` at most.
     pub(super) async fn stop(&self, grace: Duration) {
         self.send(Input::Configure(Vec::new()));
@@ -234,12 +243,8 @@ struct Entry {
 }
 
 impl Targets {
-    /// The service at an external endpoint: that of this very address, or of all.
-    fn find(&mut self, external: Endpoint) -> Option<&mut Entry> {
-        let own = address(external);
-        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, external.port));
-        let key = if self.services.contains_key(&own) { own } else { any };
-        self.services.get_mut(&key)
+    fn find(&mut self, service: Endpoint) -> Option<&mut Entry> {
+        self.services.get_mut(&address(service))
     }
 
     fn configure(&mut self, now: Instant, wanted: Vec<Wanted>) -> Result<(), ConfigError> {
@@ -285,13 +290,18 @@ impl Targets {
                 }
             }
             Input::Drain { name, target, draining, reply } => {
-                let named = self.services.values_mut().find(|entry| entry.service.config().name == name);
+                let is_named = |entry: &&mut Entry| !entry.retired && entry.service.config().name == name;
+                let named = self.services.values_mut().find(is_named);
                 // Whoever asked may have gone, which is their affair.
                 let _ = reply.send(named.map(|entry| entry.service.set_draining(now, target, draining)));
             }
             Input::Report(reply) => {
                 let shown = self.services.values().filter(|entry| !entry.retired);
                 let _ = reply.send(shown.map(|entry| entry.service.report(now)).collect());
+            }
+            Input::Open(reply) => {
+                let open = self.services.iter().filter(|(_, entry)| entry.service.open() > 0);
+                let _ = reply.send(open.map(|(listen, _)| *listen).collect());
             }
             Input::Grace(reply) => {
                 let services = self.services.values().map(|entry| &entry.service);
@@ -411,7 +421,7 @@ fn relayed(closed: &Closed) -> Relayed {
     Relayed { bytes_to_target: closed.record.bytes_in, bytes_to_client: closed.record.bytes_out, ended }
 }
 
-fn address(endpoint: Endpoint) -> SocketAddr {
+pub(super) fn address(endpoint: Endpoint) -> SocketAddr {
     SocketAddrV4::new(endpoint.address, endpoint.port).into()
 }
 

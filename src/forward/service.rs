@@ -168,7 +168,10 @@ impl Service {
                 Err(_) => {}
             }
         }
-        self.group.handle_connect(now, target, answer);
+        // Silence may be the client's doing: a target ignores what is malformed, or comes from whom it does not admit.
+        if answer != Err(CheckError::TimedOut) {
+            self.group.handle_connect(now, target, answer);
+        }
     }
 
     /// A connection has ended, of which [`Self::handle_answer`] was told if `is_answered`; without `how` it has not come

@@ -13,7 +13,8 @@ use crate::wire::{Endpoint, Headers, Packet, Protocol, TcpFlags, Transport};
 #[derive(Debug, Default)]
 pub struct Answers {
     icmp: Bucket,
-    resets: Bucket,
+    /// Of either side its own: what comes from outside must not keep internal hosts waiting.
+    resets: [Bucket; 2],
 }
 
 /// An unsolicited SYN that may turn out to be half of a simultaneous open (RFC 5382 REQ-4).
@@ -39,7 +40,7 @@ impl Engine {
         let error = match (reason, side) {
             // From outside it is to a service.
             (DropReason::TcpNoSession | DropReason::NotAdmitted | DropReason::NoTarget, _) => {
-                return self.reset(now, headers);
+                return self.reset(now, side, headers);
             }
             (DropReason::TtlExceeded, _) => IcmpError::TimeExceeded,
             (DropReason::TooBig, _) => IcmpError::FragmentationNeeded { mtu: self.mtu_ahead(side, headers) },
@@ -67,12 +68,12 @@ impl Engine {
     }
 
     /// Tells a host that its connection is not known here, as a managed NAT gateway does.
-    fn reset(&mut self, now: Instant, headers: &Headers) -> Option<Vec<u8>> {
+    fn reset(&mut self, now: Instant, side: Side, headers: &Headers) -> Option<Vec<u8>> {
         let Transport::Tcp(segment) = headers.transport else { return None };
         if segment.has(TcpFlags::RST) {
             return None;
         }
-        if !self.answers.resets.take(now, RESETS_PER_SECOND) {
+        if !self.answers.resets[side as usize].take(now, RESETS_PER_SECOND) {
             self.counters.replies_limited += 1;
             return None;
         }

@@ -254,11 +254,28 @@ pub struct StaticMapping {
 pub struct Service {
     /// The private external address and a port; the port need not lie in the port range.
     pub external: Endpoint,
+    /// The listener that it is of is at all external addresses, and goes by the name of 0.0.0.0.
+    pub of_all: bool,
+    /// Takes no new connections.
+    pub retired: bool,
     /// Targets see the client's own address, and answer by way of this NAT. Otherwise they see an external address of
     /// ours, and may have another way out.
     pub preserve_client_ip: bool,
     /// A client that asks again after this long, and had no answer, gets another target.
     pub connect_timeout: Duration,
+}
+
+impl Service {
+    /// What the balancer calls it.
+    #[must_use]
+    pub fn listener(&self) -> Endpoint {
+        listener(self.external, self.of_all)
+    }
+}
+
+/// What the balancer calls a service at `external`.
+pub fn listener(external: Endpoint, of_all: bool) -> Endpoint {
+    if of_all { Endpoint::new(Ipv4Addr::UNSPECIFIED, external.port) } else { external }
 }
 
 const MOST_ADDRESSES: usize = 256;

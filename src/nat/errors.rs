@@ -4,7 +4,7 @@
 use super::Engine;
 use super::event::{DropReason, Side, Verdict};
 use super::table::Role;
-use super::translate::{forwarded, remote_endpoint};
+use super::translate::{check_ttl, forwarded, remote_endpoint};
 use crate::wire::{Embedded, Endpoint, Headers, Packet, Protocol};
 
 impl Engine {
@@ -33,9 +33,7 @@ impl Engine {
             let (external, remote) = (client.external, client.remote);
             return self.error_hairpin(packet, headers, embedded, Side::External, external, remote);
         };
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         let internal = session.internal;
         let addresses = (headers.source, internal.address);
         packet.translate_error(headers, embedded, addresses, (internal, quoted.destination), internal.port);
@@ -68,9 +66,7 @@ impl Engine {
                 Err(DropReason::IcmpNoSession)
             };
         };
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         let external = session.external;
         if session.hairpin {
             return self.error_hairpin(packet, headers, embedded, Side::Internal, external, remote);
@@ -92,9 +88,7 @@ impl Engine {
         external: Endpoint,
         remote: Endpoint,
     ) -> Result<Verdict, DropReason> {
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         let protocol: Protocol = embedded.tuple.protocol;
         let (to, near) = self.turn_round(external, remote).ok_or(DropReason::IcmpNoSession)?;
         let session = self

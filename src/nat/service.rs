@@ -15,12 +15,14 @@ use super::hosts::Keyed;
 use super::slab::Id;
 use super::table::{Carrier, Mapping, Role, Session};
 use super::tcp::TcpState;
-use super::{Config, Engine, Service, translate};
+use super::translate::{self, check_ttl};
+use super::{Config, Engine, Service};
 use crate::time::Instant;
 use crate::wire::icmp;
 use crate::wire::{Endpoint, Headers, Packet, Protocol, Transport};
 
-/// Has the targets of services. Services are named by their external endpoints.
+/// Has the targets of services. A service is named by the endpoint that its listener is at: an external one, or
+/// 0.0.0.0 and a port.
 ///
 /// It is asked on the way of a packet: nothing in it may wait.
 pub trait Balancer: std::fmt::Debug + Send {
@@ -43,8 +45,7 @@ pub trait Balancer: std::fmt::Debug + Send {
     /// A connection to `target` is over; without `how` it has not come to be.
     fn handle_closed(&mut self, now: Instant, service: Endpoint, target: Endpoint, how: Option<&Closed>);
 
-    /// The next service and target whose connections are to be ended; a service of all external addresses may be named
-    /// by 0.0.0.0.
+    /// The next service and target whose connections are to be ended.
     fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)>;
 
     /// Does what is due by `now`, and takes in what it was sent. May be called at any time.
@@ -137,10 +138,7 @@ impl Services {
 
 impl Cutting {
     fn is_meant(&self, session: &Session) -> bool {
-        self.what.iter().any(|(service, target)| {
-            let is_here = service.address.is_unspecified() || service.address == session.external.address;
-            is_here && service.port == session.external.port && *target == session.internal
-        })
+        self.what.contains(&(session.listener(), session.internal))
     }
 }
 
@@ -175,12 +173,11 @@ impl Engine {
         if known.is_none() && !translate::may_open(headers) {
             return Err(DropReason::TcpNoSession);
         }
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         let id = match known {
             Some(id) => id,
-            None => self.open_outbound(now, headers.protocol, client, external)?,
+            None if self.has_room(2) => self.open_outbound(now, headers.protocol, client, external)?,
+            None => return Err(DropReason::SessionLimit),
         };
         let result = self.hairpin(now, packet, headers, Side::External, id);
         if known.is_none() && result.is_err() {
@@ -233,20 +230,21 @@ impl Engine {
         client: Endpoint,
         avoid: Option<Endpoint>,
     ) -> Result<Id, DropReason> {
-        let external = service.external;
-        let most = self.config.limits.sessions;
-        if self.services.served >= most / 2 || self.table.sessions.len() >= most {
-            // What clients open from outside must not keep internal hosts from opening sessions.
+        let (external, listener) = (service.external, service.listener());
+        if service.retired {
+            return Err(DropReason::NoTarget);
+        }
+        if !self.has_room(1) {
             return Err(DropReason::SessionLimit);
         }
         let balancer = &mut self.services.balancer;
-        let target = balancer.select(now, external, client, avoid).map_err(|refusal| match refusal {
+        let target = balancer.select(now, listener, client, avoid).map_err(|refusal| match refusal {
             Refusal::NotAdmitted => DropReason::NotAdmitted,
             Refusal::NoTarget => DropReason::NoTarget,
         })?;
         if self.table.outbound(Protocol::TCP, target, remote).is_some() {
             // Its answers to this client go by another service, or it has called the client itself.
-            self.services.balancer.handle_closed(now, external, target, None);
+            self.services.balancer.handle_closed(now, listener, target, None);
             return Err(DropReason::Filtered);
         }
         let mapping = match self.table.mapping_between(Protocol::TCP, target, external) {
@@ -254,7 +252,22 @@ impl Engine {
             None => self.insert_mapping(Mapping::new(Protocol::TCP, target, external, false)),
         };
         self.services.served += 1;
-        Ok(self.open(now, mapping, remote, Side::External, Role::Unanswered))
+        let id = self.open(now, mapping, remote, Side::External, Role::Unanswered);
+        if let Some(session) = self.table.sessions.get_mut(id) {
+            session.of_all = service.of_all;
+        }
+        Ok(id)
+    }
+
+    /// Whether so many more sessions may be opened from outside: what clients do there must not keep internal hosts from
+    /// opening sessions, nor take all of their ports.
+    fn has_room(&self, sessions: u32) -> bool {
+        let Services { served, clients, .. } = self.services;
+        let most = self.config.limits.sessions;
+        let ports = self.config.port_range.len() * self.config.external_addresses.len();
+        self.table.sessions.len().saturating_add(sessions) <= most
+            && served + clients + sessions <= most / 2
+            && (clients as usize) < ports / 2
     }
 
     /// Tells the balancer that a target has answered.
@@ -287,7 +300,7 @@ impl Engine {
         if !matches!(session.role, Role::Unanswered | Role::Served) {
             return;
         }
-        let (service, target) = (session.external, session.internal);
+        let (service, target) = (session.listener(), session.internal);
         let given_up = matches!(reason, CloseReason::Expired | CloseReason::Unanswered);
         let is_silent = session.role == Role::Unanswered && given_up;
         let other = if session.hairpin { self.other_end(session) } else { None };

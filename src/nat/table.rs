@@ -1,6 +1,6 @@
 //! The engine's tables: sessions and mappings, each found by what stands on either side of the NAT.
 
-use super::config::Timeouts;
+use super::config::{Timeouts, listener};
 use super::event::{SessionRecord, SessionState, Side};
 use super::index::{Chain, Index, Key, Secret};
 use super::offload::Usage;
@@ -32,6 +32,8 @@ pub struct Session {
     pub hairpin: bool,
     /// The event [`super::Event::Established`] was given.
     pub established: bool,
+    /// Of a served one: its service is one of a listener at all external addresses.
+    pub of_all: bool,
     pub carrier: Carrier,
     pub role: Role,
     /// TCP: who has reset it.
@@ -57,6 +59,7 @@ impl Session {
             opened_by,
             hairpin: false,
             established: false,
+            of_all: false,
             carrier: Carrier::Engine,
             role: Role::Plain,
             reset_by: None,
@@ -128,6 +131,11 @@ impl Session {
             Role::Client => Side::External,
             Role::Plain | Role::Unanswered | Role::Served | Role::Left => Side::Internal,
         }
+    }
+
+    /// What the balancer calls the service that it is of.
+    pub fn listener(&self) -> Endpoint {
+        listener(self.external, self.of_all)
     }
 
     /// Whether its internal endpoint is a service's target.

@@ -145,6 +145,16 @@ impl Connection {
         }
     }
 
+    /// Whether the receiver of an RST that `side` has sent surely believes it: its sequence number is the very next that
+    /// the receiver expects (RFC 5961 section 3.2), or it refuses the connection.
+    pub fn is_certain_reset(&self, side: Side, segment: &TcpSegment) -> bool {
+        let receiver = match side {
+            Side::Internal => self.inward,
+            Side::External => self.out,
+        };
+        !receiver.has(Half::ACK) || segment.sequence == receiver.acknowledged
+    }
+
     /// How far the internal and the external side have come.
     pub fn marks(&self) -> (TcpMarks, TcpMarks) {
         let marks =

@@ -41,9 +41,7 @@ impl Engine {
         if known.is_none() && !may_open(headers) {
             return Err(DropReason::TcpNoSession);
         }
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         let id = match known {
             Some(id) => id,
             None => self.open_outbound(now, protocol, internal, remote)?,
@@ -87,15 +85,20 @@ impl Engine {
             return self.inbound_hidden(now, packet, headers, remote, external);
         }
         let id = match (service, known) {
-            (Some(service), _) => self.served(now, headers, &service, known, remote, remote)?,
+            (Some(service), _) => {
+                if known.is_none() && may_open(headers) {
+                    // What cannot be passed on must not be held against a target.
+                    check_ttl(headers)?;
+                    check_size(packet, headers, self.config.internal_mtu)?;
+                }
+                self.served(now, headers, &service, known, remote, remote)?
+            }
             (None, Some(id)) => id,
             (None, None) => self.open_inbound(now, headers, external, remote).inspect_err(|_| {
                 self.hold_syn(now, packet, headers, external, remote);
             })?,
         };
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         check_size(packet, headers, self.config.internal_mtu)?;
         self.advance(now, id, Side::External, packet, headers)?;
         self.offer(id);
@@ -167,9 +170,7 @@ impl Engine {
             Side::External if !self.is_external(headers.destination) => return Err(DropReason::NotExternal),
             _ => {}
         }
-        if headers.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        check_ttl(headers)?;
         let Some(fragment) = headers.fragment else { return Err(DropReason::BadHeader) };
         let key = DatagramKey::new(side, headers);
         let limit = self.config.limits.fragment_bytes;
@@ -206,6 +207,10 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let session = self.table.sessions.get_mut(id).ok_or(DropReason::NoSession)?;
         let before = session.state;
+        let is_certain = match headers.transport {
+            Transport::Tcp(segment) => session.connection.is_certain_reset(side, &segment),
+            _ => false,
+        };
         session.state = match (headers.transport, before) {
             (Transport::Tcp(segment), SessionState::Tcp(state)) => {
                 match session.connection.handle_segment(state, side, &segment) {
@@ -234,7 +239,7 @@ impl Engine {
             session.reset_by = Some(side);
         }
         let is_answer = session.role == Role::Unanswered && side == Side::Internal;
-        let answer = is_answer.then_some((session.external, session.internal, reset));
+        let answer = is_answer.then_some((session.listener(), session.internal, reset));
         if is_answer {
             session.role = Role::Served;
         }
@@ -252,7 +257,7 @@ impl Engine {
         }
         match after {
             SessionState::Tcp(TcpState::Closing) => self.conclude(now, id, CloseReason::Finished),
-            SessionState::Tcp(TcpState::Reset) => self.conclude(now, id, CloseReason::Reset),
+            SessionState::Tcp(TcpState::Reset) if is_certain => self.conclude(now, id, CloseReason::Reset),
             _ => {}
         }
         self.table.rearm(id, &self.config.timeouts);
@@ -405,6 +410,11 @@ pub(super) fn may_open(headers: &Headers) -> bool {
 
 pub(super) fn forwarded(from: Side, to: Side) -> Verdict {
     if from == to { Verdict::Hairpin } else { Verdict::Forward }
+}
+
+/// A packet is not passed on once its time is up.
+pub(super) fn check_ttl(headers: &Headers) -> Result<(), DropReason> {
+    if headers.ttl <= 1 { Err(DropReason::TtlExceeded) } else { Ok(()) }
 }
 
 /// A packet that must not be fragmented has to fit into `mtu` bytes; of a super-frame, each of its segments.

@@ -332,3 +332,61 @@ fn third_party_cannot_send_to_a_hidden_clients_mapping() {
     let (_, seen) = connect(&mut nat, CLIENT);
     assert!(!nat.inbound(tcp("198.51.100.66:1", seen, SYN)).is_sent());
 }
+
+/// While its connections go on, a service that was taken away keeps its port, and takes nobody in.
+#[test]
+fn retired_service_refuses_new_connections_and_keeps_old_ones() {
+    for preserve in [true, false] {
+        let (mut nat, _) = nat(preserve);
+        let (target, seen) = connect(&mut nat, CLIENT);
+        let mut config = nat.engine.config().clone();
+        config.services[0].retired = true;
+        nat.reconfigure(config);
+        let data = nat.inbound(tcp(CLIENT, SERVICE, ACK).seq(1001).ack(9001).payload(b"q")).to_internal();
+        assert_eq!((data.source, data.destination), (seen, target));
+        assert_eq!(nat.inbound(tcp("198.51.100.3:1", SERVICE, SYN)).reason(), DropReason::NoTarget);
+        let _ = nat.out(tcp(target, seen, RST).seq(9001));
+        let again = nat.inbound(tcp(CLIENT, SERVICE, SYN).seq(50_000));
+        assert_eq!(again.reason(), DropReason::NoTarget, "nor on the ports of an old one");
+    }
+}
+
+/// As traceroute sends it: it must not count against a target, nor for the client.
+#[test]
+fn packet_whose_time_is_up_opens_nothing() {
+    for preserve in [true, false] {
+        let (mut nat, turns) = nat(preserve);
+        assert_eq!(nat.inbound(tcp(CLIENT, SERVICE, SYN).ttl(1)).reason(), DropReason::TtlExceeded);
+        assert_eq!((nat.counters().sessions, turns.said().clients.len()), (0, 0));
+    }
+}
+
+/// RFC 5961: what lies in the window but is not the very next is challenged, and the connection lives.
+#[test]
+fn connection_counts_until_it_is_surely_reset() {
+    let (mut nat, turns) = nat(true);
+    let (target, seen) = connect(&mut nat, CLIENT);
+    let _ = nat.inbound(tcp(CLIENT, SERVICE, RST).seq(1002));
+    let _ = nat.out(tcp(target, seen, ACK).seq(9001).ack(1001));
+    assert!(turns.said().closed.is_empty());
+    let _ = nat.inbound(tcp(CLIENT, SERVICE, RST).seq(1001));
+    assert_eq!(turns.said().closed, [(target, Some((CloseReason::Reset, Some(Side::External))))]);
+}
+
+#[test]
+fn clients_from_outside_leave_half_of_the_table_to_internal_hosts() {
+    for preserve in [true, false] {
+        let (mut nat, _) = nat(preserve);
+        let mut config = nat.engine.config().clone();
+        config.limits.sessions = 40;
+        config.limits.sessions_per_address = 40;
+        nat.reconfigure(config);
+        for port in 7000..7100 {
+            let _ = nat.inbound(tcp((ip("198.51.100.1"), port), SERVICE, SYN));
+        }
+        assert_eq!(nat.counters().sessions, 20);
+        for port in 4000..4020 {
+            assert!(nat.out(tcp((ip("10.0.0.20"), port), "198.51.100.9:80", SYN)).is_sent());
+        }
+    }
+}

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use egret::balance::CheckError;
-use egret::forward::{Config, Ended, Mode, Refused, Relayed, Service};
+use egret::balance::{CheckError, State};
+use egret::forward::{Config, Ended, Mode, Refused, Relayed, Service, Side};
 use egret::time::Instant;
 
 use crate::target;
@@ -61,6 +61,24 @@ fn target_that_did_not_answer_is_avoided_if_there_is_another() {
     alone.targets.truncate(1);
     service.reconfigure(now, alone).unwrap();
     assert_eq!(service.select(now, client(1), Some(at(ONE))), Ok(at(ONE)), "there is no other");
+}
+
+/// Whether a client is answered is not in the target's hands alone.
+#[test]
+fn silence_towards_clients_does_not_make_a_target_unhealthy() {
+    let (mut service, now) = healthy(config());
+    for _ in 0..20 {
+        let target = service.select(now, client(1), None).unwrap();
+        service.handle_answer(now, target, Err(CheckError::TimedOut));
+        service.handle_closed(now, target, true, Some(relayed(Ended::Idle)));
+    }
+    assert!(service.report(now).group.targets.iter().all(|target| target.state == State::Healthy));
+    for _ in 0..4 {
+        let target = service.select(now, client(1), None).unwrap();
+        service.handle_answer(now, target, Err(CheckError::Refused));
+        service.handle_closed(now, target, true, Some(relayed(Ended::Reset(Side::Target))));
+    }
+    assert!(service.report(now).group.targets.iter().all(|target| target.state != State::Healthy));
 }
 
 #[test]

@@ -173,6 +173,25 @@ fn drained_server_keeps_its_connections_for_a_while_and_gets_no_others() -> Resu
     Ok(())
 }
 
+/// Its port is none that NAT has by itself.
+#[test]
+fn listener_that_is_taken_away_lets_its_connections_end() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let [one, other] = servers(&lab)?;
+    for web in [&one, &other] {
+        web.put("large", LARGE)?;
+    }
+    let mut egret = up(&lab, "")?;
+    let mut download = lab.internet().spawn(&format!("{} --limit-rate 16M --output got", curl("large")))?;
+    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
+    egret.reload(&lab.config(""))?;
+    egret.process.wait_for_log("configuration reloaded")?;
+    let refused = lab.internet().try_run(&curl(""))?;
+    assert_eq!(refused.status.code(), Some(7), "connection refused: {refused:?}");
+    assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
+    Ok(())
+}
+
 #[test]
 fn door_refuses_with_a_reset() -> Result {
     let lab = Lab::new(Options::default())?;

@@ -50,7 +50,8 @@ pub fn static_mapping(
 /// Whose targets are patient for 5 s.
 pub fn service(external: impl EndpointLike, preserve_client_ip: bool) -> Service {
     let external = external.endpoint();
-    Service { external, preserve_client_ip, connect_timeout: Duration::from_secs(5) }
+    let connect_timeout = Duration::from_secs(5);
+    Service { external, of_all: false, retired: false, preserve_client_ip, connect_timeout }
 }
 
 /// What became of a packet.

@@ -349,7 +349,7 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 
 	// Counted before the headers change. Not atomic, which would take a fifth of all the program's time: a flow comes by
 	// one queue, and thus on one processor. Should two of them carry it for once, or the worker give the slot to another
-	// flow at this moment, then counts are lost or come to the wrong one: they are for statistics only.
+	// flow at this moment, then counts are lost or come to the wrong one; so may TCP's marks below, by which the engine judges resets.
 	flow->packets++;
 	flow->bytes += length;
 	__u32 now = bpf_ktime_get_coarse_ns() >> 30;
