@@ -5,6 +5,8 @@
 
 #[path = "aws/daemon.rs"]
 mod daemon;
+#[path = "aws/doctor.rs"]
+mod doctor;
 #[path = "aws/environment.rs"]
 mod environment;
 #[path = "aws/http.rs"]

@@ -7,6 +7,7 @@
 mod call;
 mod imds;
 mod source_dest_check;
+pub mod survey;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -8,6 +8,7 @@
 mod aws;
 mod checks;
 mod cloud;
+pub mod doctor;
 mod forwarding;
 mod logging;
 mod passed;
