@@ -88,7 +88,7 @@ impl Here<'_> {
             findings.push(self.without_xdp("xdp", format!("not with this kernel: {reason}"), remedy));
         }
         if findings.is_empty() {
-            findings.push(Finding::ok("kernel", format!("Linux {release}: takes the BPF programs, AF_XDP")));
+            findings.push(Finding::ok("kernel", format!("Linux {release}, with BPF and AF_XDP")));
         }
         findings
     }
@@ -193,15 +193,15 @@ impl Here<'_> {
             [lower, upper] => (lower, upper),
             _ => (0, u16::MAX),
         };
-        let own = format!("the host takes {lower}-{upper}, NAT {}-{}", nat.start(), nat.end());
+        let nats = format!("NAT {}-{}", nat.start(), nat.end());
         let is_apart = lower > *nat.end() || upper < *nat.start();
         let (first, last) = (HOST_PORTS.start(), HOST_PORTS.end());
         Ok(match (is_apart, self.status) {
-            (true, _) => Finding::ok(WHAT, own),
-            (false, None) => Finding::ok(WHAT, format!("{own}; at the start the host gets {first}-{last}")),
+            (true, _) => Finding::ok(WHAT, format!("{nats}, the host {lower}-{upper}")),
+            (false, None) => Finding::ok(WHAT, format!("{nats}; the host is moved to {first}-{last}")),
             (false, Some(_)) => {
                 let remedy = Remedy::run(format!("sysctl -w net.ipv4.ip_local_port_range=\"{first} {last}\""));
-                Finding::error(WHAT, format!("{own}: replies to the host's connections are lost"), remedy)
+                Finding::error(WHAT, format!("{nats} and the host {lower}-{upper} overlap"), remedy)
             }
         })
     }
