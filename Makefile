@@ -4,7 +4,7 @@
 DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nftables curl bind9-dnsutils \
 	dnsmasq-base iputils-ping traceroute iperf3 nginx
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy \
-	redis-server redis-tools haproxy postgresql postgresql-client
+	redis-server redis-tools haproxy postgresql postgresql-client python3-venv
 BENCH_PACKAGES := $(TEST_PACKAGES) libnginx-mod-stream
 IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
 
@@ -17,8 +17,11 @@ endif
 FUZZ_SECONDS ?= 60
 LEAN := --release --no-default-features
 
+# EC2 as others wrote it, for tests/aws.
+MOTO := target/moto/bin/moto_server
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test check bench fuzz image image-test clean
+.PHONY: help demo demo-clean test moto check bench fuzz image image-test clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -34,9 +37,16 @@ demo-clean: ## remove what `make demo KEEP=1` left
 
 test: ## all tests: units, properties, simulator, and real programs in namespaces
 	@tests/lab/packages.sh $(TEST_PACKAGES)
+	@$(MAKE) --no-print-directory moto
 	cargo test --release
 	@echo 'the NAT once more, with every session in a fast path from its first packet on'
 	EGRET_OFFLOAD_AFTER=1 cargo test --release --test rfc --test engine --test properties
+
+moto: $(MOTO) ## install moto, an EC2 for tests, from PyPI
+$(MOTO):
+	@echo 'installing moto'
+	@rm -rf target/moto && python3 -m venv target/moto
+	@target/moto/bin/pip install --quiet --disable-pip-version-check 'moto[ec2,server]==5.*'
 
 check: ## formatting, lints, documentation, licences and advisories
 	cargo fmt --check

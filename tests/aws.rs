@@ -7,6 +7,10 @@
 mod daemon;
 #[path = "aws/doctor.rs"]
 mod doctor;
+#[path = "aws/dry_run.rs"]
+mod dry_run;
+#[path = "aws/ec2.rs"]
+mod ec2;
 #[path = "aws/environment.rs"]
 mod environment;
 #[path = "aws/http.rs"]
@@ -15,8 +19,10 @@ mod http;
 mod imds;
 #[path = "lab/mod.rs"]
 mod lab;
-#[path = "aws/source_dest_check.rs"]
-mod source_dest_check;
+#[path = "aws/moto.rs"]
+mod moto;
+#[path = "aws/reconcile.rs"]
+mod reconcile;
 
 /// What an empty configuration, as these tests have, comes to where drivers can.
 const DATAPATH: lab::Datapath = lab::Datapath::Xdp;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, Switch};
+use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, RouteTables, Switch};
 use egret::datapath::{Choice, Interface, XdpConfig};
 use egret::nat::{ExternalAddress, Timeouts};
 use egret::wire::Protocol;
@@ -49,9 +49,27 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[aws]\nenable = true", "2: aws.enable: unknown key; did you mean aws.enabled?"),
         ("aws = true", "1: aws: is of the type boolean; use a table"),
         ("enabled = true", "1: enabled: unknown key; did you mean aws.enabled?"),
-        ("[aws]\nroute_tables = []", "2: aws.route_tables: not in this version"),
-        ("[aws]\nroute_table_tags = {}", "2: aws.route_table_tags: not in this version"),
-        ("[aws]\nelastic_ips = []", "2: aws.elastic_ips: not in this version"),
+        ("[aws]\nroute_tables = []", "2: aws.route_tables: empty; name one, or leave the key out"),
+        (
+            "[aws]\nroute_tables = [\"rtb-01234567\", \"rtb-012345678\"]",
+            "2: aws.route_tables[1]: \"rtb-012345678\" is not an id such as \"rtb-0123456789abcdef0\"",
+        ),
+        ("[aws]\nroute_tables = [\"eni-01234567\"]", "\"eni-01234567\" is not an id such as"),
+        ("[aws]\nroute_tables = [\"rtb-0123456G\"]", "\"rtb-0123456G\" is not an id such as"),
+        (
+            "[aws]\nelastic_ips = [\"eipalloc-01234567\", \"eipalloc-01234567\"]",
+            "2: aws.elastic_ips[1]: eipalloc-01234567 is already aws.elastic_ips[0]; remove one",
+        ),
+        ("[aws]\nroute_table_tags = {}", "2: aws.route_table_tags: has 0 tags; use from 1 to 10"),
+        ("[aws]\nroute_table_tags = { a = 1 }", "aws.route_table_tags.a: is of the type integer"),
+        (
+            "[aws]\nroute_tables = [\"rtb-01234567\"]\nroute_table_tags = { a = \"b\" }",
+            "3: aws.route_table_tags: cannot stand beside aws.route_tables; use one of them",
+        ),
+        ("[aws]\nroutes = [\"198.51.100.1/24\"]", "has host bits set; use \"198.51.100.0/24\""),
+        ("[aws]\nroutes = [\"::/0\"]", "\"::/0\" is not an IPv4 prefix; use one such as \"0.0.0.0/0\""),
+        ("[aws]\nelastic_ip_count = 1", "2: aws.elastic_ip_count: more than aws.elastic_ips has (0)"),
+        ("[aws]\nelastic_ip_count = 0", "use a number of Elastic IPs from 1 to 50"),
         ("failover.gateway = \"a\"", "1: failover: not in this version"),
         ("[admin]\nlisten = \"127.0.0.1:1\"", "2: admin.listen: not in this version"),
         ("nat = 3", "1: nat: is of the type integer; use a table"),
@@ -317,6 +335,15 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
+fn route_tables_may_be_named_by_their_tags() {
+    let text = "[aws]\nroute_table_tags = { \"egret:gateway\" = \"az-a\", team = \"\" }";
+    let aws = parse(text).unwrap().aws;
+    let tags = [("egret:gateway", "az-a"), ("team", "")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(aws.route_tables, RouteTables::Tagged(tags.into()));
+    assert_eq!(aws.routes, nets(&["0.0.0.0/0"]));
+}
+
+#[test]
 fn every_key_has_its_effect() {
     let config = parse(include_str!("config/every-key.toml")).unwrap();
     let rendered = config::render(&config);
@@ -361,6 +388,7 @@ fn what_is_rendered_means_the_same() {
         "",
         "[aws]\nenabled = \"auto\"",
         include_str!("config/every-key.toml"),
+        "[aws]\nroute_table_tags = { \"egret:gateway\" = \"az-a\", team = \"\" }",
         "[nat]\nbypass = []\n[nat.timeouts]\nudp = \"121500ms\"",
     ] {
         let config = parse(text).unwrap();

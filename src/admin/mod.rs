@@ -12,7 +12,8 @@ mod server;
 
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
-    Addresses, Drops, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
-    SessionQuery, Sessions, SourceReport, Status, TargetReport, TlsReport, TrafficReport,
+    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, ListenerReport, MAX_SESSIONS, Request,
+    Response, RouteReport, Session, SessionCounts, SessionQuery, Sessions, SourceReport, Status, TargetReport,
+    TlsReport, TrafficReport,
 };
 pub use server::{Description, Limits, Source, serve};

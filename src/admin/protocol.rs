@@ -85,6 +85,9 @@ pub struct Status {
     /// AWS is not asked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source_dest_check: Option<String>,
+    /// What is kept up at EC2; absent if AWS is not asked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub aws: Option<AwsReport>,
     pub sessions: SessionCounts,
     /// All of it, the fast path's too.
     pub traffic: BTreeMap<String, TrafficReport>,
@@ -100,6 +103,42 @@ pub struct Status {
     /// What is forwarded; absent if nothing is.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub listeners: Vec<ListenerReport>,
+}
+
+/// What is kept up at EC2, as it was when last looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwsReport {
+    /// The source/destination check of each network interface that forwards: `off`, or `failed: ` and why.
+    pub source_dest_checks: BTreeMap<String, String>,
+    pub routes: Vec<RouteReport>,
+    /// Those of the pool that this instance has.
+    pub elastic_ips: Vec<ElasticIpReport>,
+    /// What somebody has to mend.
+    pub problems: Vec<String>,
+    /// How calls failed when it was last looked at; empty if all went well.
+    pub failures: Vec<String>,
+    /// Calls since the start, by action and outcome.
+    pub calls: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// A route that is to lead to this instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteReport {
+    pub route_table: String,
+    pub destination: Ipv4Net,
+    /// `active`: it does; `missing`, `blackhole` or `elsewhere`: it does not.
+    pub state: String,
+    /// Where it leads to instead.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<String>,
+}
+
+/// An Elastic IP of this instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElasticIpReport {
+    pub allocation: String,
+    pub public: Ipv4Addr,
+    pub private: Ipv4Addr,
 }
 
 /// A listener and its targets.

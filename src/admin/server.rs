@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session, SessionCounts,
-    SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
+    Addresses, AwsReport, FastPathReport, ListenerReport, MAX_SESSIONS, Request, Response, Session,
+    SessionCounts, SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
@@ -58,6 +58,8 @@ pub struct Description {
     pub nat: nat::Config,
     /// The state of EC2's source/destination check, in words; unset if AWS is not asked.
     pub source_dest_check: Option<String>,
+    /// Unset if AWS is not asked, or has not answered yet.
+    pub aws: Option<AwsReport>,
 }
 
 /// What clients may take of the server.
@@ -387,7 +389,7 @@ fn label(variant: &impl serde::Serialize) -> String {
 }
 
 fn status(snapshot: Snapshot, description: Description) -> Status {
-    let Description { chosen, config, nat, source_dest_check } = description;
+    let Description { chosen, config, nat, source_dest_check, aws } = description;
     let counters = &snapshot.counters;
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -405,6 +407,7 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
         internal: nat.internal,
         bypass: config.bypass,
         source_dest_check,
+        aws,
         sessions: SessionCounts {
             live: counters.sessions,
             limit: nat.limits.sessions,

@@ -1,12 +1,14 @@
 //! What Egret knows from and asks of EC2: the identity of its network interface from the instance metadata
-//! service, and the source/destination check, kept off.
+//! service; source/destination checks, routes and Elastic IPs from the API, kept as they are desired.
 //!
 //! Nothing here is on a packet's path, and no error of an API ends anything: callers get an error or a state and
 //! go on. Refused: version 1 of that service, answers that do not parse, retries without a bound on their rate.
 
 mod call;
+mod ec2;
 mod imds;
-mod source_dest_check;
+mod plan;
+mod reconcile;
 pub mod survey;
 
 use std::ffi::OsStr;
@@ -15,8 +17,10 @@ use std::path::Path;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
+pub use ec2::{Association, Ec2, ElasticIp, NetworkInterface, PrivateAddress, Route, RouteTable, Tables};
 pub use imds::{Address, Error, Identity, Imds};
-pub use source_dest_check::{SourceDestCheck, State, Timing};
+pub use plan::{Change, Desired, ElasticIps, Observed, Plan, Problem, Routes, plan};
+pub use reconcile::{Check, HeldElasticIp, Reconciler, RouteState, State, Timing, Way, observe};
 
 /// Whether this machine is an EC2 instance, from files of the firmware and the hypervisor only: no packet is
 /// sent. Also true when `AWS_EC2_METADATA_SERVICE_ENDPOINT` names another metadata service.

@@ -34,7 +34,8 @@ enum Command {
     /// Run the daemon in the foreground.
     ///
     /// SIGTERM and SIGINT stop it, SIGHUP reloads the configuration. EGRET_LOG sets what is logged (such as
-    /// "debug"). Exit code: 0 when stopped by a signal, 1 when it could not start or failed.
+    /// "debug"). Exit code: 0 when stopped by a signal, 1 when it could not start or failed. With --dry-run: 0, or 1 if
+    /// something keeps the desired from being had.
     Run(Run),
     /// Check a configuration file and print what holds with its defaults.
     ///
@@ -75,6 +76,9 @@ struct Run {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     log_format: Format,
+    /// Print what would be changed at EC2, and change nothing, there or here.
+    #[arg(long = "dry-run")]
+    foresee: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -102,6 +106,7 @@ impl Cli {
     /// What is to be shown to the user, who then gets the exit code 1; or 2 if [`is_unreachable`].
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
+            Command::Run(run) if run.foresee => foresee(run),
             Command::Run(run) => Ok(execute_run(run)),
             Command::CheckConfig { file } => execute_check(&file),
             Command::Status(ask) => status::execute(&ask),
@@ -119,10 +124,7 @@ pub fn is_unreachable(error: &anyhow::Error) -> bool {
 }
 
 fn execute_run(run: Run) -> ExitCode {
-    daemon::init_logging(match run.log_format {
-        Format::Text => LogFormat::Text,
-        Format::Json => LogFormat::Json,
-    });
+    init_logging(run.log_format);
     let options = daemon::Options { config: run.config, socket: run.socket };
     let Err(error) = daemon::run(&options) else { return ExitCode::SUCCESS };
     // To the log, where an operator looks, each problem on its own.
@@ -130,6 +132,27 @@ fn execute_run(run: Run) -> ExitCode {
         tracing::error!(error = line, "egret does not run");
     }
     ExitCode::FAILURE
+}
+
+fn init_logging(format: Format) {
+    daemon::init_logging(match format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    });
+}
+
+fn foresee(run: Run) -> anyhow::Result<ExitCode> {
+    init_logging(run.log_format);
+    let foreseen = daemon::foresee(&daemon::Options { config: run.config, socket: run.socket })?;
+    print(|out| match &foreseen.changes[..] {
+        _ if !foreseen.is_on => writeln!(out, "aws is not asked (aws.enabled)"),
+        [] => writeln!(out, "nothing to change"),
+        changes => changes.iter().try_for_each(|change| writeln!(out, "would {change}")),
+    })?;
+    for problem in &foreseen.problems {
+        eprintln!("{problem}");
+    }
+    Ok(if foreseen.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn execute_check(file: &Path) -> anyhow::Result<ExitCode> {

@@ -9,7 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
-use crate::admin::{FastPathReport, ListenerReport, SourceReport, Status, TlsReport, TrafficReport};
+use crate::admin::{
+    AwsReport, FastPathReport, ListenerReport, RouteReport, SourceReport, Status, TlsReport, TrafficReport,
+};
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
     let status = Client::connect(&ask.socket)?.status()?;
@@ -51,6 +53,9 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     if let Some(state) = &status.source_dest_check {
         writeln!(out, "{:<12}check {state}", "source/dest")?;
     }
+    if let Some(aws) = &status.aws {
+        write_aws(out, aws)?;
+    }
     write_sessions(out, status)?;
     write_traffic(out, "traffic", &status.traffic)?;
     if let Some(fast_path) = &status.fast_path {
@@ -60,6 +65,33 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         write_listener(out, listener)?;
     }
     write_drops(out, status)
+}
+
+fn write_aws(out: &mut dyn Write, aws: &AwsReport) -> io::Result<()> {
+    let mut title = "routes";
+    for route in &aws.routes {
+        let RouteReport { route_table, destination, state, target } = route;
+        write!(out, "{title:<12}{destination} of {route_table}: {state}")?;
+        match target {
+            Some(target) => writeln!(out, ", {target}")?,
+            None => writeln!(out)?,
+        }
+        title = "";
+    }
+    let held = aws.elastic_ips.iter();
+    let held: Vec<String> = held.map(|held| format!("{} ({})", held.public, held.private)).collect();
+    if !held.is_empty() {
+        list(out, "elastic ips", held.into_iter())?;
+    }
+    for problem in &aws.problems {
+        writeln!(out, "{:<12}{problem}", "problem")?;
+    }
+    for failure in &aws.failures {
+        writeln!(out, "{:<12}{failure}", "aws failed")?;
+    }
+    let all: u64 = aws.calls.values().flat_map(BTreeMap::values).sum();
+    let done: u64 = aws.calls.values().filter_map(|outcomes| outcomes.get("done")).sum();
+    writeln!(out, "{:<12}{} calls, {} failed", "aws", count(all), count(all - done))
 }
 
 fn write_sessions(out: &mut dyn Write, status: &Status) -> io::Result<()> {
@@ -249,7 +281,7 @@ const WIDTH: usize = 80;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::{Addresses, SessionCounts, TargetReport};
+    use crate::admin::{Addresses, ElasticIpReport, SessionCounts, TargetReport};
 
     fn status() -> Status {
         let traffic =
@@ -272,6 +304,7 @@ mod tests {
             internal: vec!["10.0.0.0/16".parse().unwrap()],
             bypass: vec!["10.0.0.0/16".parse().unwrap()],
             source_dest_check: None,
+            aws: None,
             sessions: SessionCounts {
                 live: 100_000,
                 limit: 917_504,
@@ -373,6 +406,42 @@ mod tests {
         let off = Status { source_dest_check: Some("off".to_owned()), ..status() };
         assert!(text(&off).contains("\nsource/dest check off\n"), "{}", text(&off));
         assert!(!text(&status()).contains("source/dest"), "{}", text(&status()));
+    }
+
+    #[test]
+    fn status_shows_what_is_kept_up_at_ec2() {
+        let route = |destination: &str, state: &str, target: Option<&str>| RouteReport {
+            route_table: "rtb-0123456789abcdef0".to_owned(),
+            destination: destination.parse().unwrap(),
+            state: state.to_owned(),
+            target: target.map(str::to_owned),
+        };
+        let held = ElasticIpReport {
+            allocation: "eipalloc-0123456789abcdef0".to_owned(),
+            public: [203, 0, 113, 7].into(),
+            private: [10, 0, 0, 10].into(),
+        };
+        let outcomes = [("done".to_owned(), 1_234), ("throttled".to_owned(), 5)];
+        let elsewhere = route("198.51.100.0/24", "elsewhere", Some("igw-0123456789abcdef0"));
+        let aws = AwsReport {
+            source_dest_checks: BTreeMap::new(),
+            routes: vec![route("0.0.0.0/0", "active", None), elsewhere],
+            elastic_ips: vec![held],
+            problems: vec!["somebody has to act".to_owned()],
+            failures: vec!["ec2:CreateRoute is throttled".to_owned()],
+            calls: BTreeMap::from([("ec2:CreateRoute".to_owned(), BTreeMap::from(outcomes))]),
+        };
+        let text = text(&Status { aws: Some(aws), ..status() });
+        for line in [
+            "routes      0.0.0.0/0 of rtb-0123456789abcdef0: active\n",
+            "            198.51.100.0/24 of rtb-0123456789abcdef0: elsewhere, igw-0123456789abcdef0\n",
+            "elastic ips 203.0.113.7 (10.0.0.10)\n",
+            "problem     somebody has to act\n",
+            "aws failed  ec2:CreateRoute is throttled\n",
+            "aws         1,239 calls, 5 failed\n",
+        ] {
+            assert!(text.contains(line), "{line}\nis not in\n{text}");
+        }
     }
 
     #[test]

@@ -28,13 +28,12 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ),
     ("nat.timeouts", &["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp_query", "other"]),
     ("nat.limits", &["sessions", "sessions_per_address", "new_sessions_per_second", "fragment_memory"]),
-    ("aws", &["enabled"]),
+    ("aws", &["enabled", "route_tables", "route_table_tags", "routes", "elastic_ips", "elastic_ip_count"]),
     ("admin", &["socket"]),
 ];
 
 /// Keys that the design has and this version does not.
-const LATER: &[&str] =
-    &["aws.route_tables", "aws.route_table_tags", "aws.elastic_ips", "failover", "admin.listen"];
+const LATER: &[&str] = &["failover", "admin.listen"];
 
 /// Notes every key of the document that is not known.
 pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {

@@ -5,6 +5,7 @@
 //! what is allowed; nothing half-valid gets past this module. It reads the one file that it is given and
 //! nothing else: the host's facts are arguments.
 
+mod aws;
 mod forward;
 mod keys;
 mod nat;
@@ -15,6 +16,7 @@ mod resolve;
 mod targets;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -109,10 +111,40 @@ pub enum Profile {
 }
 
 /// The section `[aws]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aws {
     /// Whether AWS is asked for anything; `auto`: on EC2 it is.
     pub enabled: Switch,
+    /// Which route tables lead to this instance.
+    pub route_tables: RouteTables,
+    /// The destinations of the routes in them.
+    pub routes: Vec<Ipv4Net>,
+    /// Allocation ids: a pool, in the order in which they are tried. Empty: none is associated.
+    pub elastic_ips: Vec<String>,
+    /// How many of the pool; at least 1.
+    pub elastic_ip_count: usize,
+}
+
+impl Default for Aws {
+    fn default() -> Self {
+        Self {
+            enabled: Switch::default(),
+            route_tables: RouteTables::default(),
+            routes: vec![Ipv4Net::default()],
+            elastic_ips: Vec::new(),
+            elastic_ip_count: 1,
+        }
+    }
+}
+
+/// A choice of route tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RouteTables {
+    #[default]
+    None,
+    Ids(Vec<String>),
+    /// Those of the VPC that have all of these tags.
+    Tagged(BTreeMap<String, String>),
 }
 
 /// `true`, `false`, or whatever fits the host.
@@ -191,7 +223,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let xdp = read_xdp(&mut reader, &root);
     let nat = nat::read(&mut reader, &root);
     let forward = forward::read(&mut reader, &root);
-    let aws = read_aws(&mut reader, &root);
+    let aws = aws::read(&mut reader, &root);
     let socket = reader
         .section(&root, "admin")
         .and_then(|admin| reader.parsed(&admin, "socket", socket_path))
@@ -210,15 +242,6 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
 fn read_xdp(reader: &mut Reader<'_>, root: &Section<'_>) -> XdpConfig {
     let Some(section) = reader.section(root, "xdp") else { return XdpConfig::default() };
     XdpConfig { adjust_mtu: reader.boolean(&section, "adjust_mtu").unwrap_or_default() }
-}
-
-fn read_aws(reader: &mut Reader<'_>, root: &Section<'_>) -> Aws {
-    let Some(section) = reader.section(root, "aws") else { return Aws::default() };
-    let Some(enabled) = reader.switch(&section, "enabled") else { return Aws::default() };
-    if enabled.value == Switch::On && !cfg!(feature = "aws") {
-        reader.error(&enabled.place, "this egret was built without AWS support; use \"auto\" or false");
-    }
-    Aws { enabled: enabled.value }
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::nat::{EXHAUSTIONS, FILTERINGS, MAPPINGS, PROFILES};
-use super::{Config, Nat, Switch, forward};
+use super::{Config, Nat, aws, forward};
 
 /// The effective configuration: TOML that says the same as the file and the defaults together. What follows
 /// from the host is left out, with a comment in its place.
@@ -24,12 +24,7 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     for listener in &config.forward {
         forward::write(out, listener)?;
     }
-    let enabled = match config.aws.enabled {
-        Switch::Auto => "\"auto\"",
-        Switch::On => "true",
-        Switch::Off => "false",
-    };
-    writeln!(out, "\n[aws]\nenabled = {enabled}")?;
+    aws::write(out, &config.aws)?;
     writeln!(out, "\n[admin]")?;
     writeln!(out, "socket = {}", string(&config.admin.socket.to_string_lossy()))
 }

@@ -1,7 +1,10 @@
-//! AWS as a [`Cloud`]: a task for each interface that forwards. It finds the interface's identity, keeps its
-//! source/destination check off, and asks the metadata service again from time to time, since an Elastic IP may be
-//! associated at any moment.
+//! AWS as a [`Cloud`]. A task for each interface that forwards finds its identity, and asks the metadata service again
+//! from time to time, since an Elastic IP may be associated at any moment. Another keeps up at EC2 what is desired of
+//! these interfaces: the source/destination checks of all of them off, routes to the internal one, Elastic IPs on the
+//! external one.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +14,12 @@ use tokio::time::{sleep, timeout};
 
 use super::cloud::{Check, Cloud, Known};
 use super::with_causes;
-use crate::aws::{self, Error, Identity, Imds, SourceDestCheck, State, Timing};
-use crate::config::{CloudFacts, Switch};
+use crate::admin::{AwsReport, ElasticIpReport, RouteReport};
+use crate::aws::{
+    self, Calls, Desired, Ec2, ElasticIps, Error, Identity, Imds, Reconciler, Routes, State, Tables, Timing,
+    Way,
+};
+use crate::config::{Aws, CloudFacts, RouteTables, Switch};
 use crate::datapath::{self, Interface};
 use crate::nat::ExternalAddress;
 
@@ -25,30 +32,221 @@ pub(super) fn is_on(switch: Switch) -> bool {
 }
 
 /// Starts the tasks, once the external interface's identity is known or has been waited for long enough.
-pub(super) async fn start(config: &datapath::Config) -> Cloud {
-    let mut interfaces = vec![&config.external, &config.internal];
-    interfaces.dedup();
-    let checks = vec![Check::Unknown; interfaces.len()];
-    let (known, receiver) = watch::channel(Known { facts: None, checks });
-    let refresh = Arc::new(Notify::new());
+pub(super) async fn start(config: &datapath::Config, wanted: &Aws) -> Cloud {
+    let interfaces = interfaces(config);
     let imds = Imds::new();
-    let mut found = first_identity(&imds, &config.external).await;
-    if let Some(identity) = &found {
-        known.send_modify(|known| known.facts = Some(facts(identity)));
-    }
+    let mut seen = Seen { identities: vec![None; interfaces.len()], state: None };
+    seen.identities[EXTERNAL] = first_identity(&imds, &config.external).await;
+    let known = watch::Sender::new(seen.known(BTreeSet::new()));
+    let receiver = known.subscribe();
+    let seen = watch::Sender::new(seen);
+    let wanted = watch::Sender::new(wanted.clone());
+    let refresh = Arc::<Notify>::default();
     let mut tasks = JoinSet::new();
     for (index, interface) in interfaces.into_iter().enumerate() {
-        let tender = Tender {
-            imds: imds.clone(),
-            interface: interface.clone(),
-            index,
-            every: REFRESH,
-            known: known.clone(),
-            refresh: Arc::clone(&refresh),
-        };
-        tasks.spawn(tender.run(found.take()));
+        let (imds, interface, seen) = (imds.clone(), interface.clone(), seen.clone());
+        let tender = Tender { imds, interface, index, every: REFRESH, seen, refresh: Arc::clone(&refresh) };
+        tasks.spawn(tender.run());
     }
-    Cloud::new(receiver, refresh, tasks)
+    tasks.spawn(reconcile(seen.clone(), wanted.subscribe(), Arc::clone(&refresh)));
+    tasks.spawn(tell(config.external.clone(), seen.subscribe(), known));
+    Cloud::new(receiver, wanted, refresh, tasks)
+}
+
+/// What would be done at EC2 now, and what could not be; nothing is.
+pub(super) async fn foresee(
+    config: &datapath::Config,
+    wanted: &Aws,
+) -> Result<aws::Plan, Box<dyn std::error::Error + Send + Sync>> {
+    let imds = Imds::new();
+    let mut identities = Vec::new();
+    for interface in interfaces(config) {
+        identities.push(Some(imds.identity(interface.mac).await?));
+    }
+    let region = identities.iter().flatten().next().map(|identity| identity.region.clone()).unwrap_or_default();
+    let desired = Seen { identities, state: None }.desired(wanted);
+    let ec2 = Ec2::new(&aws::sdk_config(&region).await, Calls::default(), CALL_TIMEOUT);
+    Ok(aws::plan(&desired, &Box::pin(aws::observe(&ec2, &desired)).await?))
+}
+
+/// Those that forward; the external one has the first place.
+fn interfaces(config: &datapath::Config) -> Vec<&Interface> {
+    let mut interfaces = vec![&config.external, &config.internal];
+    interfaces.dedup();
+    interfaces
+}
+
+/// What the tasks have found out so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Of each interface that forwards.
+    identities: Vec<Option<Identity>>,
+    /// Unset until EC2 was asked.
+    state: Option<State>,
+}
+
+impl Seen {
+    /// As the rest of the daemon takes it.
+    fn known(&self, added: BTreeSet<Ipv4Addr>) -> Known {
+        Known { facts: self.facts(), checks: self.checks(), added, report: self.state.as_ref().map(report) }
+    }
+
+    /// What the metadata service tells, with what EC2 is known to have associated and it does not tell yet.
+    fn facts(&self) -> Option<CloudFacts> {
+        let identity = self.identities[EXTERNAL].as_ref()?;
+        let pair =
+            |address: &aws::Address| ExternalAddress { private: address.private, public: address.public };
+        let mut addresses: Vec<ExternalAddress> = identity.addresses.iter().map(pair).collect();
+        for held in self.state.iter().flat_map(|state| &state.elastic_ips) {
+            match addresses.iter_mut().find(|address| address.private == held.private) {
+                Some(address) => address.public = Some(held.public),
+                None => {
+                    addresses.push(ExternalAddress { private: held.private, public: Some(held.public) });
+                }
+            }
+        }
+        Some(CloudFacts { internal: identity.vpc_cidrs.clone(), addresses })
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let checks = self.state.as_ref().map(|state| &state.checks);
+        let check = |identity: &Option<Identity>| match checks?.get(&identity.as_ref()?.eni)? {
+            aws::Check::Off => Some(Check::Off),
+            aws::Check::Failed(reason) => Some(Check::Failed(reason.clone())),
+        };
+        self.identities.iter().map(|identity| check(identity).unwrap_or(Check::Unknown)).collect()
+    }
+
+    /// What is wanted of the interfaces whose identity is known.
+    fn desired(&self, wanted: &Aws) -> Desired {
+        let internal = self.identities.last().and_then(Option::as_ref);
+        let tables = |vpc: &str| match &wanted.route_tables {
+            RouteTables::None => None,
+            RouteTables::Ids(ids) => Some(Tables::Ids(ids.clone())),
+            RouteTables::Tagged(tags) => Some(Tables::Tagged { vpc: vpc.to_owned(), tags: tags.clone() }),
+        };
+        let routes = internal.and_then(|Identity { eni, vpc, .. }| {
+            let destinations = wanted.routes.clone();
+            Some(Routes { eni: eni.clone(), vpc: vpc.clone(), tables: tables(vpc)?, destinations })
+        });
+        let external = self.identities[EXTERNAL].as_ref().filter(|_| !wanted.elastic_ips.is_empty());
+        let elastic_ips = external.map(|Identity { eni, .. }| ElasticIps {
+            eni: eni.clone(),
+            pool: wanted.elastic_ips.clone(),
+            count: wanted.elastic_ip_count,
+        });
+        let forwarding = self.identities.iter().flatten().map(|identity| identity.eni.clone()).collect();
+        Desired { forwarding, routes, elastic_ips }
+    }
+}
+
+/// Keeps up what is desired, from the first identity on.
+async fn reconcile(seen: watch::Sender<Seen>, mut wanted: watch::Receiver<Aws>, refresh: Arc<Notify>) {
+    let mut changes = seen.subscribe();
+    let any = |seen: &Seen| seen.identities.iter().flatten().next().map(|identity| identity.region.clone());
+    let Some(region) = changes.wait_for(|seen| any(seen).is_some()).await.ok().and_then(|seen| any(&seen))
+    else {
+        return;
+    };
+    let ec2 = Ec2::new(&aws::sdk_config(&region).await, Calls::default(), CALL_TIMEOUT);
+    let desired = watch::Sender::new(changes.borrow_and_update().desired(&wanted.borrow_and_update()));
+    let reconciler = Reconciler::new(ec2, desired.subscribe(), refresh, Timing::default());
+    let mut state = reconciler.state();
+    let follow = async {
+        loop {
+            tokio::select! {
+                Ok(()) = changes.changed() => {}
+                Ok(()) = wanted.changed() => {}
+                else => return,
+            }
+            let now = changes.borrow_and_update().desired(&wanted.borrow_and_update());
+            set(&desired, now);
+        }
+    };
+    let report = async {
+        while state.changed().await.is_ok() {
+            let state = state.borrow_and_update().clone();
+            seen.send_modify(|seen| seen.state = Some(state));
+        }
+    };
+    tokio::join!(reconciler.run(), follow, report);
+}
+
+/// Tells the rest of the daemon what is seen, as it changes. Before an Elastic IP is told of, the host has its private
+/// address: EC2 assigns secondary ones without a word to the host.
+async fn tell(external: Interface, mut seen: watch::Receiver<Seen>, known: watch::Sender<Known>) {
+    let mut added = BTreeSet::new();
+    let mut failed = BTreeMap::new();
+    loop {
+        let now = seen.borrow_and_update().clone();
+        let held: BTreeSet<_> =
+            now.state.iter().flat_map(|state| &state.elastic_ips).map(|held| held.private).collect();
+        for private in held {
+            if external.addresses.contains(&private) || added.contains(&private) {
+                continue;
+            }
+            let interface = &external.name;
+            match datapath::add_address(&external, private) {
+                Ok(()) => {
+                    tracing::info!(interface, %private, "address of an elastic ip added to the interface");
+                    added.insert(private);
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    if failed.insert(private, reason.clone()) != Some(reason) {
+                        tracing::error!(interface, %private, %error, "address of an elastic ip not added");
+                    }
+                }
+            }
+        }
+        set(&known, now.known(added.clone()));
+        if seen.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Wakes those who watch only if there is something new.
+fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|current| {
+        let is_new = *current != value;
+        *current = value;
+        is_new
+    });
+}
+
+fn report(state: &State) -> AwsReport {
+    let check = |check: &aws::Check| match check {
+        aws::Check::Off => Check::Off.to_string(),
+        aws::Check::Failed(reason) => Check::Failed(reason.clone()).to_string(),
+    };
+    let route = |route: &aws::RouteState| {
+        let (state, target) = match &route.way {
+            Way::Ours => ("active", None),
+            Way::None => ("missing", None),
+            Way::BlackHole(target) => ("blackhole", Some(target.clone())),
+            Way::Other(target) => ("elsewhere", Some(target.clone())),
+        };
+        let (route_table, destination) = (route.table.clone(), route.destination);
+        RouteReport { route_table, destination, state: state.to_owned(), target }
+    };
+    let elastic_ip = |held: &aws::HeldElasticIp| ElasticIpReport {
+        allocation: held.allocation.clone(),
+        public: held.public,
+        private: held.private,
+    };
+    let mut calls = BTreeMap::<String, BTreeMap<String, u64>>::new();
+    for ((action, outcome), count) in &state.calls {
+        calls.entry((*action).to_owned()).or_default().insert(outcome.label().to_owned(), *count);
+    }
+    AwsReport {
+        source_dest_checks: state.checks.iter().map(|(eni, state)| (eni.clone(), check(state))).collect(),
+        routes: state.routes.iter().map(route).collect(),
+        elastic_ips: state.elastic_ips.iter().map(elastic_ip).collect(),
+        problems: state.problems.iter().map(ToString::to_string).collect(),
+        failures: state.failures.iter().map(ToString::to_string).collect(),
+        calls,
+    }
 }
 
 /// The identity, if the metadata service gives it soon; otherwise it says so.
@@ -81,29 +279,28 @@ async fn first_identity(imds: &Imds, interface: &Interface) -> Option<Identity> 
     found
 }
 
-/// Looks after one interface.
+/// Looks after one interface's identity.
 struct Tender {
     imds: Imds,
     interface: Interface,
-    /// Of its check among the known ones; the external interface has the first.
+    /// Its place among the identities.
     index: usize,
     /// How often it is asked about.
     every: Duration,
-    known: watch::Sender<Known>,
+    seen: watch::Sender<Seen>,
     refresh: Arc<Notify>,
 }
 
 impl Tender {
-    async fn run(self, found: Option<Identity>) {
+    async fn run(self) {
+        let found = self.seen.borrow().identities[self.index].clone();
         let identity = match found {
             Some(identity) => identity,
             None => self.find().await,
         };
         let Identity { region, eni, vpc, .. } = &identity;
         tracing::info!(interface = self.interface.name, eni, vpc, region, "identity found");
-        let check = SourceDestCheck::new(&aws::sdk_config(region).await, eni, Timing::default());
-        let state = check.state();
-        tokio::join!(check.run(), self.report(state), self.follow(&identity));
+        self.follow(identity).await;
     }
 
     async fn find(&self) -> Identity {
@@ -124,23 +321,8 @@ impl Tender {
         }
     }
 
-    /// Tells of the check's state as it changes.
-    async fn report(&self, mut state: watch::Receiver<State>) {
-        loop {
-            let check = match &*state.borrow_and_update() {
-                State::Unknown => Check::Unknown,
-                State::Off => Check::Off,
-                State::Failed(reason) => Check::Failed(reason.clone()),
-            };
-            self.change(|known| known.checks[self.index] = check);
-            if state.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
     /// Tells of the identity, now and whenever it has changed. One that is no longer told stays as it was.
-    async fn follow(&self, identity: &Identity) {
+    async fn follow(&self, identity: Identity) {
         self.publish(identity);
         let mut is_well = true;
         loop {
@@ -151,7 +333,7 @@ impl Tender {
             match self.imds.identity(self.interface.mac).await {
                 Ok(identity) => {
                     is_well = true;
-                    self.publish(&identity);
+                    self.publish(identity);
                 }
                 Err(error) if is_well => {
                     is_well = false;
@@ -163,32 +345,21 @@ impl Tender {
         }
     }
 
-    fn publish(&self, identity: &Identity) {
-        if self.index == EXTERNAL {
-            self.change(|known| known.facts = Some(facts(identity)));
-        }
-    }
-
-    /// Wakes those who watch only if there is something new.
-    fn change(&self, change: impl FnOnce(&mut Known)) {
-        self.known.send_if_modified(|known| {
-            let before = known.clone();
-            change(known);
-            *known != before
+    fn publish(&self, identity: Identity) {
+        self.seen.send_if_modified(|seen| {
+            let current = &mut seen.identities[self.index];
+            let is_new = current.as_ref() != Some(&identity);
+            *current = Some(identity);
+            is_new
         });
-    }
-}
-
-fn facts(identity: &Identity) -> CloudFacts {
-    let pair = |address: &aws::Address| ExternalAddress { private: address.private, public: address.public };
-    CloudFacts {
-        internal: identity.vpc_cidrs.clone(),
-        addresses: identity.addresses.iter().map(pair).collect(),
     }
 }
 
 /// The place of the external interface.
 const EXTERNAL: usize = 0;
+
+/// For one API call in all, from fetching credentials to the answer's last byte.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the start waits for the metadata service.
 const START_TIME: Duration = Duration::from_secs(5);
@@ -258,24 +429,24 @@ mod tests {
             mtu: 1500,
             addresses: Vec::new(),
         };
-        let (known, mut receiver) = watch::channel(Known::default());
+        let (seen, mut receiver) = watch::channel(Seen { identities: vec![None], state: None });
         let tender = Tender {
             imds: Imds::at(&serve(Arc::clone(&tree))).unwrap(),
             interface,
             index: EXTERNAL,
             every: Duration::from_millis(10),
-            known,
+            seen,
             refresh: Arc::default(),
         };
         let mut follower = JoinSet::new();
         follower.spawn(async move {
             let identity = tender.find().await;
-            tender.follow(&identity).await;
+            tender.follow(identity).await;
         });
         let mut public = async || {
-            let known = timeout(Duration::from_secs(20), receiver.changed());
-            known.await.expect("a change in time").unwrap();
-            receiver.borrow_and_update().facts.as_ref().unwrap().addresses[0].public
+            let changed = timeout(Duration::from_secs(20), receiver.changed());
+            changed.await.expect("a change in time").unwrap();
+            receiver.borrow_and_update().facts().unwrap().addresses[0].public
         };
         assert_eq!(public().await, None);
         {

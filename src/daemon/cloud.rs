@@ -1,17 +1,22 @@
 //! What the cloud around this host tells, as plain data that changes: nothing, unless AWS is switched on.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::config::{CloudFacts, Resolved, Switch};
+use super::Foreseen;
+use crate::admin::AwsReport;
+use crate::config::{Aws, CloudFacts, Resolved};
 
 /// A view of the cloud, kept up by tasks that end when this is dropped. The data plane waits for none of them.
 #[derive(Debug)]
 pub(super) struct Cloud {
     known: watch::Receiver<Known>,
+    wanted: watch::Sender<Aws>,
     refresh: Arc<Notify>,
     _tasks: JoinSet<()>,
 }
@@ -23,7 +28,14 @@ pub(super) struct Known {
     pub(super) facts: Option<CloudFacts>,
     /// One of each interface that forwards; none if there is no cloud.
     pub(super) checks: Vec<Check>,
+    /// Addresses that the host has been given for the cloud's sake.
+    pub(super) added: BTreeSet<Ipv4Addr>,
+    /// Unset until the cloud's API has been asked.
+    pub(super) report: Option<AwsReport>,
 }
+
+/// What the running configuration follows from; whatever else is known only shows.
+pub(super) type Applied = (Option<CloudFacts>, BTreeSet<Ipv4Addr>);
 
 /// The source/destination check of an interface; of two states, the greater one is the worse.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,28 +46,67 @@ pub(super) enum Check {
     Failed(String),
 }
 
+/// What [`Cloud::start`] would have done, once.
+#[cfg_attr(not(feature = "aws"), allow(clippy::unused_async, reason = "there is nobody to wait for"))]
+pub(super) async fn foresee(
+    wanted: &Aws,
+    resolved: &Resolved,
+) -> Result<Foreseen, Box<dyn std::error::Error + Send + Sync>> {
+    #[cfg(feature = "aws")]
+    if super::aws::is_on(wanted.enabled) {
+        let plan = super::aws::foresee(&resolved.datapath, wanted).await?;
+        return Ok(Foreseen {
+            is_on: true,
+            changes: plan.changes.iter().map(ToString::to_string).collect(),
+            problems: plan.problems.iter().map(ToString::to_string).collect(),
+        });
+    }
+    #[cfg(not(feature = "aws"))]
+    let _ = (wanted, resolved);
+    Ok(Foreseen::default())
+}
+
 impl Cloud {
-    /// Asks the cloud, if `switch` says so, about the interfaces of a configuration. Takes some 5 s at most; what is
+    /// Asks the cloud, if `wanted` says so, about the interfaces of a configuration. Takes some 5 s at most; what is
     /// not known by then comes later.
     #[cfg_attr(not(feature = "aws"), allow(clippy::unused_async, reason = "there is nobody to wait for"))]
-    pub(super) async fn start(switch: Switch, resolved: &Resolved) -> Self {
+    pub(super) async fn start(wanted: &Aws, resolved: &Resolved) -> Self {
         #[cfg(feature = "aws")]
-        if super::aws::is_on(switch) {
-            return super::aws::start(&resolved.datapath).await;
+        if super::aws::is_on(wanted.enabled) {
+            return super::aws::start(&resolved.datapath, wanted).await;
         }
         #[cfg(not(feature = "aws"))]
-        let _ = (switch, resolved);
+        let _ = resolved;
         let (_, known) = watch::channel(Known::default());
-        Self::new(known, Arc::default(), JoinSet::new())
+        Self::new(known, watch::Sender::new(wanted.clone()), Arc::default(), JoinSet::new())
     }
 
-    /// With tasks that send what they know, and ask again when notified.
-    pub(super) fn new(known: watch::Receiver<Known>, refresh: Arc<Notify>, tasks: JoinSet<()>) -> Self {
-        Self { known, refresh, _tasks: tasks }
+    /// With tasks that send what they know, see to what is wanted, and ask again when notified.
+    pub(super) fn new(
+        known: watch::Receiver<Known>,
+        wanted: watch::Sender<Aws>,
+        refresh: Arc<Notify>,
+        tasks: JoinSet<()>,
+    ) -> Self {
+        Self { known, wanted, refresh, _tasks: tasks }
     }
 
-    pub(super) fn facts(&self) -> Option<CloudFacts> {
-        self.known.borrow().facts.clone()
+    pub(super) fn applied(&self) -> Applied {
+        let known = self.known.borrow();
+        (known.facts.clone(), known.added.clone())
+    }
+
+    pub(super) fn report(&self) -> Option<AwsReport> {
+        self.known.borrow().report.clone()
+    }
+
+    /// Has it see to this from now on.
+    pub(super) fn want(&self, wanted: &Aws) {
+        self.wanted.send_if_modified(|current| {
+            let is_new = current != wanted;
+            current.clone_from(wanted);
+            is_new
+        });
     }
 
     /// As the status shows it.
@@ -91,8 +142,9 @@ mod tests {
     #[test]
     fn the_worst_check_is_shown_and_none_without_a_cloud() {
         let shown = |checks: &[Check]| {
-            let (_, known) = watch::channel(Known { facts: None, checks: checks.to_vec() });
-            Cloud::new(known, Arc::default(), JoinSet::new()).source_dest_check()
+            let (_, known) = watch::channel(Known { checks: checks.to_vec(), ..Known::default() });
+            let wanted = watch::Sender::new(Aws::default());
+            Cloud::new(known, wanted, Arc::default(), JoinSet::new()).source_dest_check()
         };
         let failed = Check::Failed("why".to_owned());
         assert_eq!(shown(&[]), None);

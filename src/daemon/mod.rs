@@ -29,12 +29,12 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::admin::{self, Description};
-use crate::config::{self, CloudFacts, Config, HostFacts, Problems, ResolveError, Resolved};
+use crate::config::{self, Config, HostFacts, Problems, ResolveError, Resolved};
 use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
 use crate::forward::{self, Mode};
 use crate::nat;
 pub use checks::Refusal;
-use cloud::Cloud;
+use cloud::{Applied, Cloud};
 use forwarding::Forwarding;
 pub use logging::{LogFormat, init_logging};
 use passed::Passed;
@@ -72,6 +72,8 @@ pub enum Error {
     Datapath(#[from] datapath::Error),
     #[error("cannot forward")]
     Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("AWS does not say what there is")]
+    Cloud(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the packet worker ended unexpectedly; its cause is in the log above, if it had one")]
     WorkerEnded,
     #[error("the runtime cannot be started")]
@@ -93,6 +95,32 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let result = runtime.block_on(supervise(options, passed));
     runtime.shutdown_timeout(STOP_TIME);
     result
+}
+
+/// What the daemon would do at EC2, in words; see [`foresee`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Foreseen {
+    /// Whether AWS is asked at all.
+    pub is_on: bool,
+    /// In the order in which they would be made.
+    pub changes: Vec<String>,
+    /// What somebody has to mend.
+    pub problems: Vec<String>,
+}
+
+/// Looks once at what there is, and finds out what [`run`] would change at EC2 first. Changes nothing, neither there
+/// nor on this host, and may be used beside a running daemon.
+///
+/// # Errors
+///
+/// The configuration does not fit the host, or AWS does not say what there is.
+pub fn foresee(options: &Options) -> Result<Foreseen, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let config = config::load(&options.config)?;
+    reload::log_warnings(&config);
+    let host = facts(&Proc::at(Path::new("/proc")))?;
+    let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
+    runtime.block_on(cloud::foresee(&config.aws, &resolved)).map_err(Error::Cloud)
 }
 
 /// The signals that end the daemon.
@@ -122,7 +150,7 @@ struct Running {
     proc: Proc,
     config: Config,
     /// What of the cloud is applied.
-    applied: Option<CloudFacts>,
+    applied: Applied,
     description: watch::Sender<Description>,
     handle: Handle,
     cloud: Cloud,
@@ -297,8 +325,9 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
-    let cloud = Cloud::start(config.aws.enabled, &resolved).await;
-    host.cloud = cloud.facts();
+    let cloud = Cloud::start(&config.aws, &resolved).await;
+    let applied = cloud.applied();
+    host.cloud.clone_from(&applied.0);
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
     check(&proc, &config, &resolved)?;
     let Resolved { datapath, nat } = resolved;
@@ -325,14 +354,14 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     );
     let handle = worker.handle();
     let services = services.start(handle.clone(), forwarding.discover(), &served);
-    let source_dest_check = cloud.source_dest_check();
-    let description = Description { chosen, config: datapath, nat, source_dest_check };
+    let (source_dest_check, aws) = (cloud.source_dest_check(), cloud.report());
+    let description = Description { chosen, config: datapath, nat, source_dest_check, aws };
     let (description, _) = watch::channel(description);
     let running = Running {
         options: options.clone(),
         proc,
         config,
-        applied: host.cloud,
+        applied,
         description,
         handle,
         cloud,

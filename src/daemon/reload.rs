@@ -2,7 +2,7 @@
 
 use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
-use crate::config::{self, CloudFacts, Config, HostFacts, Resolved, Switch};
+use crate::config::{self, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
 
 impl Running {
     /// Reads the file again and applies what can be applied; says what needs a restart.
@@ -32,15 +32,17 @@ impl Running {
 
     /// Applies what the cloud has told since it was last looked at.
     pub(super) async fn follow_cloud(&mut self) {
-        let source_dest_check = self.cloud.source_dest_check();
-        self.description.send_modify(|description| description.source_dest_check = source_dest_check);
-        let facts = self.cloud.facts();
-        if facts == self.applied {
+        self.description.send_modify(|description| {
+            description.source_dest_check = self.cloud.source_dest_check();
+            description.aws = self.cloud.report();
+        });
+        let applied = self.cloud.applied();
+        if applied == self.applied {
             return;
         }
         let before = self.description.borrow().nat.clone();
         if let Err(problems) = self.adopt(self.config.clone()).await {
-            self.applied = facts;
+            self.applied = applied;
             for problem in problems {
                 tracing::error!(problem, "changed identity not applied");
             }
@@ -55,10 +57,10 @@ impl Running {
     /// Makes what a configuration means now, with what the host and the cloud tell, the running one.
     async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
         let running = self.description.borrow().clone();
-        let cloud = self.cloud.facts();
+        let applied = self.cloud.applied();
         // Their sockets count among the host's, whose ports are not NAT's.
         let listeners = self.forwarding.prepare(&config.forward).map_err(|error| vec![with_causes(&error)])?;
-        let resolved = self.resolve(&config, &running, cloud.clone())?;
+        let resolved = self.resolve(&config, &running, applied.0.clone())?;
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
         self.services.configure(&served(&config)).map_err(|error| vec![error.to_string()])?;
@@ -71,8 +73,9 @@ impl Running {
             tracing::warn!(key, old, new, "change takes effect only after a restart");
         }
         // What is frozen is compared with what runs.
-        self.config = Config { aws: self.config.aws, ..config };
-        self.applied = cloud;
+        self.config = Config { aws: Aws { enabled: self.config.aws.enabled, ..config.aws }, ..config };
+        self.cloud.want(&self.config.aws);
+        self.applied = applied;
         self.description.send_modify(|description| {
             description.nat = resolved.nat;
             description.config.bypass = bypass;

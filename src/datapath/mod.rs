@@ -288,6 +288,14 @@ pub fn interfaces() -> Vec<Interface> {
         .collect()
 }
 
+/// Adds an address to an interface, as a /32, unless it is there.
+///
+/// # Errors
+/// The interface is gone, or `CAP_NET_ADMIN` is missing.
+pub fn add_address(interface: &Interface, address: Ipv4Addr) -> io::Result<()> {
+    netlink::add_address(interface.index, address)
+}
+
 /// The interface that the default route with the lowest metric leaves by.
 ///
 /// # Errors

@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+};
 use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
@@ -202,6 +204,24 @@ pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
     request.header.index = index;
     request.attributes.push(LinkAttribute::Mtu(mtu));
     ask(RouteNetlinkMessage::SetLink(request), NLM_F_ACK, &mut |_| {})
+}
+
+/// Adds an IPv4 address to a link, with no network of its own; one that is there already stays as it is.
+///
+/// # Errors
+/// As [`dump_topology`].
+pub fn add_address(index: u32, address: Ipv4Addr) -> io::Result<()> {
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet;
+    request.header.prefix_len = 32;
+    request.header.index = index;
+    request.attributes =
+        vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    match ask(RouteNetlinkMessage::NewAddress(request), flags, &mut |_| {}) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        added => added,
+    }
 }
 
 /// Reads the neighbours, those without a MAC address included.

@@ -11,14 +11,14 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::ec2::{ALL, ALLOCATION, ENI, Ec2, Fault, OTHER_ALLOCATION, OTHER_ENI, OTHER_TABLE, TABLE};
 use crate::environment;
 use crate::http::{Answer, serve};
 use crate::imds::{self, Tree};
-use crate::lab::{Arms, DEADLINE, Egret, Host, INTERNET, Lab, NAT, Options, PUBLIC, Result, Web};
-use crate::source_dest_check::{Ec2, Fault, OTHER_ENI};
+use crate::lab::{Arms, DEADLINE, Egret, Host, INTERNET, Lab, NAT, Options, Output, PUBLIC, Result, Web};
 
 /// What the stubs tell, to be changed and looked at while they run.
-struct Cloud {
+pub struct Cloud {
     imds: Arc<Mutex<Imds>>,
     ec2: Arc<Mutex<Ec2>>,
     environment: Vec<String>,
@@ -34,14 +34,14 @@ struct Imds {
 
 impl Cloud {
     /// The stubs, in the host's namespace.
-    fn start(host: &Host) -> Result<Self> {
+    pub fn start(host: &Host) -> Result<Self> {
         host.run("ip link set lo up")?;
         host.run(&format!(
             "ip link set ens5 address {}",
             imds::MAC.map(|octet| format!("{octet:02x}")).join(":")
         ))?;
         let imds = Arc::new(Mutex::new(Imds { tree: environment::tree(), answers: true }));
-        let ec2 = Arc::new(Mutex::new(Ec2::new(true, Fault::None)));
+        let ec2 = Arc::new(Mutex::new(Ec2::new()));
         let namespace = File::open(format!("/run/netns/{}", host.namespace))?;
         let (stop, stopped) = oneshot::channel();
         let (told, addresses) = mpsc::channel();
@@ -75,11 +75,22 @@ impl Cloud {
         Egret::spawn_under(host, toml, &wrapper)
     }
 
+    /// Runs a command of Egret with a configuration, up to its end.
+    pub fn run(&self, host: &Host, toml: &str, command: &[&str]) -> Result<Output> {
+        let config = host.directory.join("once.toml").display().to_string();
+        std::fs::write(&config, toml)?;
+        let mut arguments: Vec<&str> = self.environment.iter().map(String::as_str).collect();
+        arguments.push(env!("CARGO_BIN_EXE_egret"));
+        arguments.extend(command);
+        arguments.extend(["--config", &config]);
+        host.run_for(DEADLINE, &arguments, "")
+    }
+
     fn imds(&self, change: impl FnOnce(&mut Imds)) {
         change(&mut self.imds.lock().unwrap());
     }
 
-    fn ec2<T>(&self, look: impl FnOnce(&mut Ec2) -> T) -> T {
+    pub fn ec2<T>(&self, look: impl FnOnce(&mut Ec2) -> T) -> T {
         look(&mut self.ec2.lock().unwrap())
     }
 }
@@ -124,7 +135,7 @@ fn empty_configuration_is_a_nat_instance_that_knows_itself() -> Result {
     assert_eq!(status["internal"], internal());
     assert_eq!(status["bypass"], internal());
     assert_eq!(status["external_addresses"], external());
-    assert_eq!(cloud.ec2(|ec2| (ec2.check, ec2.writes)), (false, 1));
+    assert_eq!(cloud.ec2(|ec2| (*ec2.check(ENI), ec2.writes())), (false, 1));
     let text = egret.command(&["status"])?.success()?.stdout;
     assert!(text.contains("source/dest check off") && text.contains("(public 203.0.113.7)"), "{text}");
     lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
@@ -156,7 +167,8 @@ fn the_checks_of_both_interfaces_are_switched_off() -> Result {
     let egret = cloud.spawn(lab.nat(), "[nat]\ninternal_interface = \"ens6\"")?;
     let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
     assert_eq!(status["external_addresses"], external());
-    assert_eq!(cloud.ec2(|ec2| (ec2.check, ec2.other_check, ec2.writes)), (false, false, 2));
+    let checks = cloud.ec2(|ec2| (*ec2.check(ENI), *ec2.check(OTHER_ENI), ec2.writes()));
+    assert_eq!(checks, (false, false, 2));
     lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
     Ok(())
 }
@@ -203,7 +215,7 @@ fn a_metadata_service_that_comes_late_is_not_waited_for_and_then_followed() -> R
     wait_for_status(lab.nat(), &egret, "external_addresses", &external())?;
     let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!("off"))?;
     assert_eq!((&status["internal"], &status["bypass"]), (&internal(), &internal()));
-    assert_eq!(cloud.ec2(|ec2| ec2.writes), 1);
+    assert_eq!(cloud.ec2(|ec2| ec2.writes()), 1);
     Ok(())
 }
 
@@ -211,7 +223,7 @@ fn a_metadata_service_that_comes_late_is_not_waited_for_and_then_followed() -> R
 fn a_check_that_cannot_be_switched_off_is_shown_and_leaves_it_ready() -> Result {
     let lab = Lab::new(Options::default())?;
     let cloud = Cloud::start(lab.nat())?;
-    cloud.ec2(|ec2| ec2.fault = Fault::Unauthorized("ModifyNetworkInterfaceAttribute"));
+    cloud.ec2(|ec2| ec2.fault = Fault::Error("ModifyNetworkInterfaceAttribute", 403, "UnauthorizedOperation"));
     let egret = cloud.spawn(lab.nat(), "")?;
     let failed = "failed: the instance's role does not allow ec2:ModifyNetworkInterfaceAttribute";
     let status = wait_for_status(lab.nat(), &egret, "source_dest_check", &json!(failed))?;
@@ -228,7 +240,7 @@ fn aws_that_is_switched_off_is_not_asked() -> Result {
     let egret = cloud.spawn(lab.nat(), "[aws]\nenabled = false")?;
     let status = wait_for_status(lab.nat(), &egret, "internal", &json!(["10.0.0.0/8"]))?;
     assert_eq!(status.get("source_dest_check"), None);
-    assert_eq!(cloud.ec2(|ec2| ec2.reads), 0);
+    assert_eq!(cloud.ec2(|ec2| ec2.calls.len()), 0);
     Ok(())
 }
 
@@ -240,7 +252,7 @@ fn sigterm_ends_it_within_a_second_while_it_waits_for_aws() -> Result {
     let before = lab.nat().run(ports)?;
     for (imds_answers, log) in [(false, "ephemeral ports moved"), (true, "identity found")] {
         cloud.imds(|imds| imds.answers = imds_answers);
-        cloud.ec2(|ec2| ec2.fault = Fault::Silence);
+        cloud.ec2(|ec2| ec2.fault = Fault::Silence(ALL));
         let mut egret = cloud.spawn(lab.nat(), "")?;
         egret.process.wait_for_log(log)?;
         let asked = Instant::now();
@@ -248,5 +260,103 @@ fn sigterm_ends_it_within_a_second_while_it_waits_for_aws() -> Result {
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         assert_eq!(lab.nat().run(ports)?, before);
     }
+    Ok(())
+}
+
+/// Route tables by id, and both Elastic IPs.
+pub fn gateway() -> String {
+    format!(
+        "[aws]\nroute_tables = [\"{TABLE}\"]\nelastic_ips = [\"{ALLOCATION}\", \"{OTHER_ALLOCATION}\"]\n\
+         elastic_ip_count = 2\n"
+    )
+}
+
+/// The metadata service of an interface with one private address and no public one.
+fn bare() -> Tree {
+    let mut tree = environment::tree();
+    tree.retain(|path, _| !path.contains("public-ipv4s") && !path.contains("ipv4-associations"));
+    tree.insert(format!("{}/local-ipv4s", imds::INTERFACE), NAT.to_string());
+    tree
+}
+
+/// Waits until the status, of a daemon that is ready, has this value in its section `aws`.
+fn wait_for_aws(host: &Host, egret: &Egret, key: &str, value: &Value) -> Result<Value> {
+    let mut status = Value::Null;
+    host.wait_for(&format!("{key}: {value}"), || {
+        let output = egret.try_status()?;
+        status = serde_json::from_str(&output.stdout).unwrap_or_default();
+        Ok(output.status.success() && status["aws"][key] == *value)
+    })?;
+    Ok(status)
+}
+
+fn active(tables: &[&str]) -> Value {
+    let route = |table: &&str| json!({ "route_table": table, "destination": "0.0.0.0/0", "state": "active" });
+    Value::Array(tables.iter().map(route).collect())
+}
+
+#[test]
+fn routes_and_elastic_ips_are_had_within_two_seconds() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    cloud.ec2(|ec2| {
+        let interface = ec2.world.interfaces.get_mut(ENI).unwrap();
+        interface.addresses = vec![NAT];
+    });
+    cloud.imds(|imds| imds.tree = bare());
+    let begin = Instant::now();
+    let egret = cloud.spawn(lab.nat(), &gateway())?;
+    while cloud.ec2(|ec2| ec2.route(TABLE, "0.0.0.0/0").is_none()) {
+        assert!(begin.elapsed() < DEADLINE, "{}", egret.process.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let routed = begin.elapsed();
+    assert!(routed < Duration::from_secs(2), "{routed:?}");
+    // Before the metadata service tells, and with an address that the host has not had.
+    let both = json!([{ "private": NAT, "public": "203.0.113.7" },
+        { "private": "10.0.0.30", "public": "203.0.113.8" }]);
+    let status = wait_for_status(lab.nat(), &egret, "external_addresses", &both)?;
+    assert_eq!(status["aws"]["routes"], active(&[TABLE]));
+    assert_eq!(status["aws"]["source_dest_checks"], json!({ ENI: "off" }));
+    assert_eq!(status["aws"]["problems"], json!([]));
+    assert_eq!(status["aws"]["calls"]["ec2:AssociateAddress"], json!({ "done": 2 }));
+    let addresses = lab.nat().run("ip -4 address show dev ens5")?;
+    assert!(addresses.contains("inet 10.0.0.30/32"), "{addresses}");
+    let text = egret.command(&["status"])?.success()?.stdout;
+    assert!(text.contains(&format!("0.0.0.0/0 of {TABLE}: active")), "{text}");
+    Ok(())
+}
+
+#[test]
+fn reloading_changes_which_tables_lead_here() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    let egret = cloud.spawn(lab.nat(), &gateway())?;
+    wait_for_aws(lab.nat(), &egret, "routes", &active(&[TABLE]))?;
+    egret.reload(&format!("[aws]\nroute_tables = [\"{OTHER_TABLE}\"]"))?;
+    wait_for_aws(lab.nat(), &egret, "routes", &active(&[OTHER_TABLE]))?;
+    let status = wait_for_aws(lab.nat(), &egret, "elastic_ips", &json!([]))?;
+    assert_eq!(status["aws"]["failures"], json!([]));
+    // What is no longer wanted is left as it is.
+    assert!(cloud.ec2(|ec2| ec2.used(ALLOCATION).is_some() && ec2.route(TABLE, "0.0.0.0/0").is_some()));
+    Ok(())
+}
+
+#[test]
+fn an_instance_without_a_role_moves_packets_and_says_what_it_lacks_until_it_has_one() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let cloud = Cloud::start(lab.nat())?;
+    cloud.imds(|imds| imds.tree.retain(|path, _| !path.starts_with("iam/")));
+    let egret = cloud.spawn(lab.nat(), &gateway())?;
+    lab.nat().wait_for("a failure", || {
+        let status: Value = serde_json::from_str(&egret.try_status()?.stdout).unwrap_or_default();
+        let failure = status["aws"]["failures"][0].as_str().unwrap_or_default().to_owned();
+        Ok(failure.contains("credential"))
+    })?;
+    lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
+    assert_eq!(cloud.ec2(|ec2| ec2.calls.len()), 0, "nothing is asked without credentials");
+    cloud.imds(|imds| imds.tree = environment::tree());
+    wait_for_aws(lab.nat(), &egret, "routes", &active(&[TABLE]))?;
     Ok(())
 }

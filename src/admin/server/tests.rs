@@ -102,7 +102,7 @@ fn description() -> Description {
     let nat = nat::Config { external_addresses, ..nat::Config::default() };
     let source_dest_check = Some("off".to_owned());
     let chosen = Chosen { kind: datapath::Kind::Xdp, fallback: None };
-    Description { chosen, config, nat, source_dest_check }
+    Description { chosen, config, nat, source_dest_check, aws: None }
 }
 
 /// A server on a socket of its own, in the current runtime.
