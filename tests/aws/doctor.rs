@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::environment;
 use crate::http::{Answer, Request, serve};
 use crate::imds::{self, Tree};
-use crate::lab::{DEADLINE, Host, INTERNET, Lab, Options, Result, Web};
+use crate::lab::{DEADLINE, Host, INTERNET, Lab, Options, Output, Result, Web};
 
 const ENI: &str = "eni-0123456789abcdef0";
 
@@ -194,24 +194,39 @@ impl Stubs {
     /// Has the doctor look at a world that is as it should be, but for what `change` does; gives its exit code and
     /// what it found.
     fn examine(&self, host: &Host, change: impl FnOnce(&mut World)) -> Result<(i32, Vec<Value>)> {
+        self.examine_with(host, "", change)
+    }
+
+    /// The same, with a configuration.
+    fn examine_with(
+        &self,
+        host: &Host,
+        toml: &str,
+        change: impl FnOnce(&mut World),
+    ) -> Result<(i32, Vec<Value>)> {
+        let output = self.run(host, toml, "json", change)?;
+        let report: Value = serde_json::from_str(&output.stdout)?;
+        Ok((output.status.code().unwrap(), report["findings"].as_array().unwrap().clone()))
+    }
+
+    fn run(&self, host: &Host, toml: &str, format: &str, change: impl FnOnce(&mut World)) -> Result<Output> {
         {
             let mut world = self.world.lock().unwrap();
             *world = World::new();
             change(&mut world);
         }
-        let config = host.directory.join("doctor.toml").display().to_string();
-        std::fs::write(&config, "")?;
+        let [config, socket] = ["doctor.toml", "doctor.sock"].map(|name| host.directory.join(name));
+        std::fs::write(&config, toml)?;
+        let (config, socket) = (config.display().to_string(), socket.display().to_string());
         let to = format!("{INTERNET}:80");
         let mut arguments: Vec<&str> = self.environment.iter().map(String::as_str).collect();
-        let socket = host.directory.join("doctor.sock").display().to_string();
         arguments.extend([env!("CARGO_BIN_EXE_egret"), "doctor", "--config", &config, "--socket", &socket]);
-        arguments.extend(["--connect", &to, "--output", "json"]);
+        arguments.extend(["--connect", &to, "--output", format]);
         let begin = Instant::now();
         let output = host.run_for(Duration::from_secs(60), &arguments, "")?;
         assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
-        let report: Value = serde_json::from_str(&output.stdout)?;
         assert_eq!(self.world.lock().unwrap().writes, 0, "it changed something");
-        Ok((output.status.code().unwrap(), report["findings"].as_array().unwrap().clone()))
+        Ok(output)
     }
 }
 
@@ -343,6 +358,9 @@ fn subnets_are_named_with_their_table_and_other_gateways_are_left_alone() -> Res
         let subnet = format!("subnet-0{}", subnet.repeat(4));
         assert!(detail.contains(&subnet) && detail.contains("rtb-0bbbbbbbbbbbbbbbb"), "{detail}");
     }
+    let text = stubs.run(lab.nat(), "", "text", |world| world.private_default = "")?.stdout;
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert_eq!(text.lines().filter(|line| line.contains("$ aws ec2 create-route")).count(), 2, "{text}");
     let (code, findings) = stubs.examine(lab.nat(), |world| {
         world.private_default = "<item><destinationCidrBlock>0.0.0.0/0</destinationCidrBlock>\
             <natGatewayId>nat-0123456789abcdef0</natGatewayId><state>active</state></item>";
@@ -350,6 +368,33 @@ fn subnets_are_named_with_their_table_and_other_gateways_are_left_alone() -> Res
     assert_eq!(code, 1, "nobody leads to us: {findings:#?}");
     let named = |finding: &Value| finding["detail"].as_str().unwrap().contains("to nat-0123456789abcdef0");
     assert!(findings.iter().any(|finding| finding["severity"] == "ok" && named(finding)), "{findings:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_calls_that_the_configuration_needs_are_tried() -> Result {
+    const TOML: &str = "[aws]\nroute_tables = [\"rtb-0bbbbbbbbbbbbbbbb\"]\n\
+        elastic_ips = [\"eipalloc-0123456789abcdef0\"]";
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let stubs = Stubs::start(lab.nat())?;
+    let (code, findings) = stubs.examine_with(lab.nat(), TOML, |world| world.private_default = "")?;
+    assert_eq!(code, 0, "its own route is made by egret itself: {findings:#?}");
+    let allowed = |action: &str| {
+        let detail = format!("{action} is allowed");
+        findings.iter().any(|finding| finding["detail"] == detail.as_str())
+    };
+    for (action, resource) in [
+        ("CreateRoute", "rtb-0bbbbbbbbbbbbbbbb"),
+        ("ReplaceRoute", "rtb-0bbbbbbbbbbbbbbbb"),
+        ("AssociateAddress", "eipalloc-0123456789abcdef0"),
+    ] {
+        assert!(allowed(&format!("ec2:{action}")), "{action}: {findings:#?}");
+        let (code, findings) = stubs.examine_with(lab.nat(), TOML, |world| world.denied = vec![action])?;
+        let remedy = format!("allow ec2:{action} on {resource}");
+        let is_named = |finding: &&Value| finding["remedy"].as_str().is_some_and(|text| text.contains(&remedy));
+        assert_eq!((code, wrong(&findings).into_iter().filter(is_named).count()), (2, 1), "{findings:#?}");
+    }
     Ok(())
 }
 

@@ -1,9 +1,7 @@
 //! The cloud: the metadata service, credentials, permissions, and what EC2 says of our network interfaces.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use tokio::task::JoinSet;
 
 use super::super::{aws as tasks, with_causes};
@@ -11,8 +9,9 @@ use super::host::Sides;
 use super::{Finding, Remedy, Severity, vpc};
 use crate::aws::survey::{self, Attempt, Eni, Survey};
 use crate::aws::{self, Failure, Identity, Imds};
-use crate::config::{CloudFacts, Config, Switch};
+use crate::config::{CloudFacts, Config, RouteTables, Switch};
 use crate::datapath::Interface;
+use crate::forward::Followed;
 use crate::nat::ExternalAddress;
 
 /// What was found.
@@ -21,27 +20,6 @@ pub(super) struct Cloud {
     pub(super) findings: Vec<Finding>,
     /// What the metadata service tells.
     pub(super) facts: Option<CloudFacts>,
-}
-
-/// What the configuration wants of EC2, besides checks that are off.
-#[derive(Clone, Debug, Default)]
-struct Wanted {
-    tables: Tables,
-    destinations: Vec<Ipv4Net>,
-    /// The allocation ids of the pool.
-    elastic_ips: Vec<String>,
-    /// Targets are found by their tags.
-    tagged_targets: bool,
-}
-
-/// The route tables that lead to us.
-#[derive(Clone, Debug, Default)]
-#[allow(dead_code, reason = "made as the configuration says")]
-enum Tables {
-    #[default]
-    None,
-    Ids(Vec<String>),
-    Tagged(BTreeMap<String, String>),
 }
 
 /// Our network interfaces.
@@ -73,13 +51,8 @@ pub(super) async fn examine(config: &Config, sides: &Sides, running: bool) -> Cl
         return cloud;
     }
     let survey = Survey::new(&sdk, CALL_TIME);
-    cloud.findings.extend(Asking { survey, wanted: wanted(config), ours, running }.ask().await);
+    cloud.findings.extend(Asking { survey, config, ours, running }.ask().await);
     cloud
-}
-
-/// What this configuration wants.
-fn wanted(_config: &Config) -> Wanted {
-    Wanted::default()
 }
 
 async fn identities(sides: &Sides, findings: &mut Vec<Finding>) -> Option<Ours> {
@@ -128,14 +101,14 @@ fn facts(identity: &Identity) -> CloudFacts {
 }
 
 /// The questions to EC2, once it is known who we are.
-struct Asking {
+struct Asking<'a> {
     survey: Survey,
-    wanted: Wanted,
+    config: &'a Config,
     ours: Ours,
     running: bool,
 }
 
-impl Asking {
+impl Asking<'_> {
     async fn ask(&self) -> Vec<Finding> {
         let (survey, vpc) = (&self.survey, &self.ours.internal.vpc);
         let mut ids = vec![self.ours.external.eni.clone(), self.ours.internal.eni.clone()];
@@ -147,7 +120,8 @@ impl Asking {
         let mut findings =
             vec![Finding::ok("ec2", format!("the API of {} answers", self.ours.external.region))];
         let enis = keep(enis, Severity::Error, &mut findings).unwrap_or_default();
-        let without = if self.routes() { Severity::Error } else { Severity::Warning };
+        let routes_are_ours = self.config.aws.route_tables != RouteTables::None;
+        let without = if routes_are_ours { Severity::Error } else { Severity::Warning };
         let tables = keep(tables, without, &mut findings);
         let subnets = keep(subnets, Severity::Warning, &mut findings);
         let named = self.tables(tables.as_deref().unwrap_or_default());
@@ -186,16 +160,12 @@ impl Asking {
         Finding::error("ec2", format!("the API does not answer: {reason}"), remedy)
     }
 
-    fn routes(&self) -> bool {
-        !matches!(self.wanted.tables, Tables::None)
-    }
-
     /// The ids of the tables that the configuration names, by whatever.
     fn tables(&self, tables: &[survey::Table]) -> Vec<String> {
-        match &self.wanted.tables {
-            Tables::None => Vec::new(),
-            Tables::Ids(ids) => ids.clone(),
-            Tables::Tagged(tags) => {
+        match &self.config.aws.route_tables {
+            RouteTables::None => Vec::new(),
+            RouteTables::Ids(ids) => ids.clone(),
+            RouteTables::Tagged(tags) => {
                 let has_all =
                     |table: &&survey::Table| tags.iter().all(|(key, value)| table.tags.get(key) == Some(value));
                 tables.iter().filter(has_all).map(|table| table.id.clone()).collect()
@@ -209,20 +179,22 @@ impl Asking {
         let mut attempts: Vec<Attempt> =
             enis.iter().map(|eni| Attempt::SwitchCheckOff { eni: eni.clone() }).collect();
         for table in tables.iter().take(MOST_RESOURCES) {
-            if let Some(destination) = self.wanted.destinations.first().copied() {
+            if let Some(destination) = self.config.aws.routes.first().copied() {
                 let (table, eni) = (table.clone(), self.ours.internal.eni.clone());
                 attempts.push(Attempt::CreateRoute { table: table.clone(), destination, eni: eni.clone() });
                 attempts.push(Attempt::ReplaceRoute { table, destination, eni });
             }
         }
-        if !self.wanted.elastic_ips.is_empty() {
+        if !self.config.aws.elastic_ips.is_empty() {
             attempts.push(Attempt::DescribeAddresses);
         }
-        for allocation in self.wanted.elastic_ips.iter().take(MOST_RESOURCES) {
+        for allocation in self.config.aws.elastic_ips.iter().take(MOST_RESOURCES) {
             let (allocation, eni) = (allocation.clone(), self.ours.external.eni.clone());
             attempts.push(Attempt::AssociateAddress { allocation, eni });
         }
-        if self.wanted.tagged_targets {
+        // As it is written in the file.
+        let is_by_tag = |followed: &Followed| followed.source.to_string().starts_with("ec2-tag:");
+        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag)) {
             attempts.push(Attempt::DescribeInstances);
         }
         let mut tries = JoinSet::new();
@@ -261,13 +233,13 @@ impl Asking {
     fn source_dest_check(&self, eni: &Eni) -> Finding {
         const WHAT: &str = "source/dest check";
         if !eni.source_dest_check {
-            return Finding::ok(WHAT, format!("off on {}", eni.id));
+            return Finding::ok(WHAT, format!("off at {}", eni.id));
         }
         let remedy = Remedy::run(format!(
             "aws ec2 modify-network-interface-attribute --network-interface-id {} --no-source-dest-check",
             eni.id
         ));
-        let detail = format!("on on {}: EC2 drops what is forwarded", eni.id);
+        let detail = format!("on at {}: EC2 drops what is forwarded", eni.id);
         if self.running {
             return Finding::error(WHAT, detail, remedy);
         }
@@ -286,7 +258,7 @@ impl Asking {
         if !fixed.is_empty() {
             return Finding::ok(WHAT, format!("Elastic IP {}", list(&fixed)));
         }
-        let allocation = self.wanted.elastic_ips.first().map_or("eipalloc-ID", String::as_str);
+        let allocation = self.config.aws.elastic_ips.first().map_or("eipalloc-ID", String::as_str);
         let remedy = Remedy::run(format!(
             "aws ec2 associate-address --allocation-id {allocation} --network-interface-id {} --no-allow-reassociation",
             eni.id
@@ -295,7 +267,7 @@ impl Asking {
             let detail = format!("{} is no Elastic IP: it is another one after a stop", list(&lent));
             return Finding::new(Severity::Note, WHAT, detail, remedy);
         }
-        let comes = !self.running && !self.wanted.elastic_ips.is_empty();
+        let comes = !self.running && !self.config.aws.elastic_ips.is_empty();
         let severity = if comes { Severity::Note } else { Severity::Error };
         Finding::new(
             severity,
