@@ -244,6 +244,9 @@ fn wrong(findings: &[Value]) -> Vec<&Value> {
     findings.iter().filter(|finding| finding["severity"] != "ok" && finding["what"] != "daemon").collect()
 }
 
+/// What is done to a world that is well.
+type Change = fn(&mut World);
+
 #[test]
 fn each_thing_that_is_broken_is_found_and_its_remedy_named() -> Result {
     let lab = Lab::new(Options::default())?;
@@ -257,7 +260,6 @@ fn each_thing_that_is_broken_is_found_and_its_remedy_named() -> Result {
     {
         assert!(said(what), "{what}: {findings:#?}");
     }
-    type Change = fn(&mut World);
     let broken: [(&str, i32, &str, &str, &str, Change); 14] = [
         ("imds", 2, "metadata", "error", "--http-put-response-hop-limit 2", |world| world.imds = false),
         ("identity", 2, "metadata", "error", "nat.external_interface", |world| {

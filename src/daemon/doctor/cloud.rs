@@ -51,7 +51,8 @@ pub(super) async fn examine(config: &Config, sides: &Sides, running: bool) -> Cl
         return cloud;
     }
     let survey = Survey::new(&sdk, CALL_TIME);
-    cloud.findings.extend(Asking { survey, config, ours, running }.ask().await);
+    let asking = Asking { survey, config, ours, running };
+    cloud.findings.extend(Box::pin(asking.ask()).await);
     cloud
 }
 
