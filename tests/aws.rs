@@ -5,6 +5,8 @@
 
 #[path = "aws/daemon.rs"]
 mod daemon;
+#[path = "aws/doctor.rs"]
+mod doctor;
 #[path = "aws/dry_run.rs"]
 mod dry_run;
 #[path = "aws/ec2.rs"]

@@ -12,6 +12,7 @@ mod lifecycle;
 mod notices;
 mod plan;
 mod reconcile;
+pub mod survey;
 mod tagged;
 
 use std::ffi::OsStr;

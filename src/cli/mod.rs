@@ -4,6 +4,7 @@
 //! socket's. Output goes to standard output, and a reader who goes away early (`| head`) is no error; the log
 //! and errors go to standard error.
 
+mod doctor;
 mod drain;
 mod sessions;
 mod status;
@@ -57,6 +58,11 @@ enum Command {
     ///
     /// Exit code: 0, 1 if there is no such listener or target, or 2 if the daemon gives no answer.
     Drain(drain::Arguments),
+    /// Look for what stands in the way of a working gateway, and say what to do about it. Changes nothing; the daemon
+    /// may run or not.
+    ///
+    /// Exit code: 0 if nothing is wrong, 1 with warnings, 2 with errors.
+    Doctor(doctor::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +112,7 @@ impl Cli {
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
+            Command::Doctor(arguments) => doctor::execute(arguments),
         }
     }
 }

@@ -9,6 +9,7 @@ mod aws;
 mod checks;
 mod cloud;
 mod discovery;
+pub mod doctor;
 mod forwarding;
 #[cfg(feature = "aws")]
 mod instance;

@@ -13,6 +13,7 @@ mod filter;
 mod forwarding;
 mod netlink;
 mod next_hop;
+pub mod probe;
 mod sys;
 mod vnet;
 mod worker;

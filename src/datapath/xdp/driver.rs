@@ -302,7 +302,7 @@ fn foreign(interface: &str, program: AttachedXdp) -> DriverError {
 
 /// What drivers are known to allow, the largest first: ENA and its like on pages of 4 KiB; those with buffers of
 /// 3 KiB (ixgbe); and Ethernet's usual one, which all do.
-const MTU_LIMITS: [u32; 3] = [3498, 3050, 1500];
+pub const MTU_LIMITS: [u32; 3] = [3498, 3050, 1500];
 
 #[cfg(test)]
 mod tests;

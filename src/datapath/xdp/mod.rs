@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use self::driver::Adjusted;
-pub use self::driver::DriverError;
+pub use self::driver::{DriverError, MTU_LIMITS};
 use self::flows::Flows;
 use self::program::Program;
 use self::sockets::{Queues, Sockets, SocketsError};
@@ -356,6 +356,14 @@ fn queues_of(port: &Port) -> Queues {
     let (receive, transmit) = (present.receive + present.combined, present.transmit + present.combined);
     let or_listed = |count: u32, prefix| if count > 0 { count } else { listed_queues(&port.name, prefix) };
     Queues { interface: port.index, receive: or_listed(receive, "rx-"), transmit: or_listed(transmit, "tx-") }
+}
+
+/// Whether the kernel takes the program; it is thrown away again, and its table is as small as can be.
+///
+/// # Errors
+/// See [`BpfError`].
+pub fn try_load(rules: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), BpfError> {
+    Program::load(HOMES_PER_FLOW, rules, host).map(drop)
 }
 
 /// The queues of an interface that begin with `prefix` in sysfs; one if there is no list of them.
