@@ -7,7 +7,7 @@
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
 //! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups |
 //! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2 |
-//! | 3 | [`config`]: the file; [`admin`]: the control socket |
+//! | 3 | [`config`]: the file; [`metrics`]: what Prometheus scrapes; [`admin`]: the control socket and HTTP |
 //! | 4 | [`daemon`]: the composition |
 //! | 5 | [`cli`]: the command line |
 //!
@@ -26,6 +26,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod forward;
+pub mod metrics;
 pub mod nat;
 pub mod time;
 pub mod wire;

@@ -43,8 +43,8 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[nat]\nmaping = \"x\"", "2: nat.maping: unknown key; did you mean nat.mapping?"),
         ("mapping = \"x\"", "1: mapping: unknown key; did you mean nat.mapping?"),
         ("[nat]\nudp = \"300s\"", "2: nat.udp: unknown key; did you mean nat.timeouts.udp?"),
-        ("[admin]\nqqqqqq = 1", "2: admin.qqqqqq: unknown key; use socket"),
-        ("[admin]\n\"a b\" = 1", "2: admin.\"a b\": unknown key; use socket"),
+        ("[admin]\nqqqqqq = 1", "2: admin.qqqqqq: unknown key; use listen or socket"),
+        ("[admin]\n\"a b\" = 1", "2: admin.\"a b\": unknown key; use listen or socket"),
         ("[aws]\nenabled = \"yes\"", "2: aws.enabled: \"yes\" is not known; use \"auto\", true or false"),
         ("[aws]\nenabled = \"true\"", "2: aws.enabled: \"true\" is not known; use \"auto\", true or false"),
         (
@@ -78,7 +78,6 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[aws]\nelastic_ip_count = 1", "2: aws.elastic_ip_count: more than aws.elastic_ips has (0)"),
         ("[aws]\nelastic_ip_count = 0", "use a number of Elastic IPs from 1 to 50"),
         ("failover.gateway = \"a\"", "1: failover: not in this version"),
-        ("[admin]\nlisten = \"127.0.0.1:1\"", "2: admin.listen: not in this version"),
         ("nat = 3", "1: nat: is of the type integer; use a table"),
         (
             "[nat]\nmapping = \"cone\"",
@@ -176,6 +175,12 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ),
         ("[nat.limits]\nnew_sessions_per_second = 1000001", "is out of range"),
         ("[nat.limits]\nfragment_memory = 0", "0 is out of range; use a number of bytes from 65536"),
+        (
+            "[admin]\nlisten = \"9464\"",
+            "2: admin.listen: \"9464\" is not an address with a port; use one such as",
+        ),
+        ("[admin]\nlisten = \"127.0.0.1:0\"", "is not an address with a port"),
+        ("[admin]\nlisten = \"localhost:9464\"", "is not an address with a port"),
         ("[admin]\nsocket = \"egret.sock\"", "\"egret.sock\" is not an absolute path"),
         ("[admin]\nsocket = \"/run/\"", "is not an absolute path"),
         ("[admin]\nsocket = \"/a\\u0000b\"", "is not an absolute path"),
@@ -380,6 +385,8 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.nat.external_mtu, 1500);
     assert_eq!(config.aws.enabled, Switch::Auto);
     assert_eq!(config.admin.socket, Path::new(config::DEFAULT_SOCKET));
+    assert_eq!(config.admin.listen, Some("127.0.0.1:9464".parse().unwrap()));
+    assert_eq!(parse("[admin]\nlisten = \"off\"").unwrap().admin.listen, None);
     assert_eq!(config.warnings, []);
 }
 
@@ -754,6 +761,7 @@ const WORDS: &[&str] = &[
     "sessions",
     "udp",
     "socket",
+    "listen",
     "\"auto\"",
     "\"10.0.0.0/8\"",
     "\"1024-60999\"",

@@ -83,6 +83,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("webpki", &["forward"]),
     ("hickory_resolver", &["forward"]),
     ("listenfd", &["daemon"]),
+    ("prometheus", &["metrics"]),
+    ("ratatui", &["cli"]),
 ];
 
 #[test]

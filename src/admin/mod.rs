@@ -1,19 +1,25 @@
-//! The control socket: how `egret status` and `egret sessions` ask the daemon.
+//! How the daemon is asked how it is: by its own commands over the control socket, by everybody else over HTTP.
 //!
-//! Owns the protocol (JSON objects, one a line, a response for each request), the server's side of it and a
-//! client. It refuses to be expensive: the size of a request, the time it may take, the connections at once and
-//! the length of an answer are bounded. Of what the daemon does it changes one thing:
-//! whether a forwarding target is in service.
+//! Owns the protocol of the socket (JSON objects, one a line, a response for each request), the server's side of it and
+//! a client, and the HTTP listener, which only shows. It refuses to be expensive: the size of a request, the time it may
+//! take, the connections at once and the length of an answer are bounded. Of what the daemon does it changes one thing,
+//! and by the socket alone: whether a forwarding target is in service.
 
 pub mod client;
+mod http;
 mod lock;
 mod protocol;
 mod server;
+#[cfg(test)]
+mod testing;
+mod view;
 
+pub use http::{HttpBindError, HttpLimits, bind_http, serve_http};
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
     Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, ListenerReport, MAX_SESSIONS, NoticeReport,
     Request, Response, RouteReport, Session, SessionCounts, SessionQuery, Sessions, SourceReport, Status,
     TargetReport, TlsReport, TrafficReport,
 };
-pub use server::{Description, Limits, Source, serve};
+pub use server::{Limits, serve};
+pub use view::{Description, Source};

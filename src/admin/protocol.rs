@@ -71,6 +71,9 @@ pub struct Status {
     pub ready: bool,
     /// Why not; empty if ready.
     pub not_ready: Vec<String>,
+    /// What is wrong although packets flow.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub degraded: Vec<String>,
     /// `xdp` or `af_packet`.
     pub datapath: String,
     /// Why it is not `xdp`; absent if that was ruled out by the configuration.

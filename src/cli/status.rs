@@ -26,9 +26,13 @@ pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
 /// The status on lines of at most 80 characters, but for reasons.
 fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     let uptime = duration(f64::from(u32::try_from(status.uptime_seconds).unwrap_or(u32::MAX)));
-    let state = if status.ready { "ready" } else { "NOT READY" };
+    let state = match (status.ready, status.degraded.is_empty()) {
+        (false, _) => "NOT READY",
+        (true, true) => "ready",
+        (true, false) => "ready, but DEGRADED",
+    };
     writeln!(out, "egret {}, up {uptime}: {state}", status.version)?;
-    for reason in &status.not_ready {
+    for reason in status.not_ready.iter().chain(&status.degraded) {
         writeln!(out, "  {reason}")?;
     }
     writeln!(out)?;
@@ -308,6 +312,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             uptime_seconds: 7440,
             ready: false,
+            degraded: Vec::new(),
             not_ready: vec!["the next hop 192.0.2.1 does not answer".to_owned()],
             datapath: "xdp".to_owned(),
             datapath_fallback: None,
@@ -419,6 +424,14 @@ mod tests {
         let lines = "  dns:internal-alb.eu-west-1.elb.example:80 2 targets\n                        not found now: there is no such name\n";
         assert!(text.contains(lines), "{text}");
         assert!(text.contains("accepting paused 12 times"), "{text}");
+    }
+
+    #[test]
+    fn status_says_what_is_wrong_although_packets_flow() {
+        let degraded = vec!["listener api: there is no target".to_owned()];
+        let text = text(&Status { ready: true, not_ready: Vec::new(), degraded, ..status() });
+        let begin = "egret 0.1.0, up 2h 4m: ready, but DEGRADED\n  listener api: there is no target\n";
+        assert!(text.starts_with(begin), "{text}");
     }
 
     #[test]

@@ -41,11 +41,11 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "terminating_hook",
         ],
     ),
-    ("admin", &["socket"]),
+    ("admin", &["listen", "socket"]),
 ];
 
 /// Keys that the design has and this version does not.
-const LATER: &[&str] = &["failover", "admin.listen"];
+const LATER: &[&str] = &["failover"];
 
 /// Notes every key of the document that is not known.
 pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {

@@ -5,6 +5,7 @@
 //! what is allowed; nothing half-valid gets past this module. It reads the one file that it is given and
 //! nothing else: the host's facts are arguments.
 
+mod admin;
 mod aws;
 mod forward;
 mod hooks;
@@ -19,7 +20,7 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,16 +31,14 @@ use toml::de::DeTable;
 use crate::datapath::{Choice, XdpConfig};
 use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
+pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET};
 pub use problem::{Problem, Problems};
-use reader::{Reader, Section, quoted};
+use reader::{Reader, Section};
 pub use render::render;
 pub use resolve::{CloudFacts, HostFacts, ResolveError, Resolved, resolve};
 
 /// Where the configuration is looked for if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/egret/egret.toml";
-
-/// Where the control socket is if nobody says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/egret/egret.sock";
 
 /// The host's ephemeral ports while Egret runs. NAT's ports lie below them.
 pub const HOST_PORTS: RangeInclusive<u16> = 61_000..=65_535;
@@ -172,8 +171,16 @@ pub enum Switch {
 /// The section `[admin]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
+    /// Where metrics, health and the status page are served by HTTP; unset: nowhere.
+    pub listen: Option<SocketAddr>,
     /// The control socket, an absolute path.
     pub socket: PathBuf,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Some(DEFAULT_LISTEN), socket: PathBuf::from(DEFAULT_SOCKET) }
+    }
 }
 
 /// Reads a configuration file. If there is none at [`DEFAULT_PATH`], everything has its default and
@@ -238,16 +245,12 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let forward = forward::read(&mut reader, &root);
     let aws = aws::read(&mut reader, &root);
     targets::check(&mut reader, &root, &forward, aws.enabled);
-    let socket = reader
-        .section(&root, "admin")
-        .and_then(|admin| reader.parsed(&admin, "socket", socket_path))
-        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |socket| socket.value);
+    let admin = admin::read(&mut reader, &root);
     let Reader { mut problems, mut warnings, .. } = reader;
     problems.sort_by_key(|problem| problem.line);
     warnings.sort_by_key(|problem| problem.line);
     if problems.is_empty() {
-        let (file, admin) = (Some(path.to_owned()), Admin { socket });
-        Ok(Config { file, datapath, xdp, nat, forward, aws, admin, warnings })
+        Ok(Config { file: Some(path.to_owned()), datapath, xdp, nat, forward, aws, admin, warnings })
     } else {
         Err(Problems(problems))
     }
@@ -256,17 +259,6 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
 fn read_xdp(reader: &mut Reader<'_>, root: &Section<'_>) -> XdpConfig {
     let Some(section) = reader.section(root, "xdp") else { return XdpConfig::default() };
     XdpConfig { adjust_mtu: reader.boolean(&section, "adjust_mtu").unwrap_or_default() }
-}
-
-fn socket_path(text: &str) -> Result<PathBuf, String> {
-    let path = Path::new(text);
-    if !path.is_absolute() || path.file_name().is_none() || text.contains('\0') || text.ends_with('/') {
-        return Err(format!("{} is not an absolute path of a socket, such as {DEFAULT_SOCKET}", quoted(text)));
-    }
-    if text.len() > MAX_SOCKET_PATH {
-        return Err(format!("is {} bytes long; the system allows {MAX_SOCKET_PATH}", text.len()));
-    }
-    Ok(path.to_owned())
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -284,9 +276,6 @@ fn whole_file(file: Arc<Path>, message: String) -> Problems {
 
 /// The longest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
-
-/// `sun_path` of unix(7), less the final NUL.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Whether the address is one that a host can have on a network: not 0/8, loopback, multicast or reserved.
 fn is_host_address(address: Ipv4Addr) -> bool {

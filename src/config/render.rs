@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::nat::{EXHAUSTIONS, FILTERINGS, MAPPINGS, PROFILES};
-use super::{Config, Nat, aws, forward};
+use super::{Config, Nat, admin, aws, forward};
 
 /// The effective configuration: TOML that says the same as the file and the defaults together. What follows
 /// from the host is left out, with a comment in its place.
@@ -25,8 +25,7 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
         forward::write(out, listener)?;
     }
     aws::write(out, &config.aws)?;
-    writeln!(out, "\n[admin]")?;
-    writeln!(out, "socket = {}", string(&config.admin.socket.to_string_lossy()))
+    admin::write(out, &config.admin)
 }
 
 fn write_nat(out: &mut String, nat: &Nat) -> std::fmt::Result {

@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::admin::{self, Description, NoticeReport};
@@ -72,6 +72,8 @@ pub enum Error {
     Refused(Vec<Refusal>),
     #[error(transparent)]
     Socket(#[from] admin::BindError),
+    #[error(transparent)]
+    Http(#[from] admin::HttpBindError),
     #[error(transparent)]
     Proc(#[from] ProcError),
     #[error("the interfaces cannot be listed")]
@@ -174,6 +176,12 @@ struct Running {
     _namespace: File,
 }
 
+/// What is served until the daemon stops.
+struct Listeners {
+    socket: UnixListener,
+    http: Option<TcpListener>,
+}
+
 async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
     // Before anything is changed: a signal from now on is answered with an orderly stop.
     let mut ends = Ends::new()?;
@@ -182,18 +190,22 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
         started = start(options, passed) => started?,
         () = ends.recv() => return Ok(()),
     };
-    let (mut running, listener, worker) = started;
+    let (mut running, Listeners { socket: listener, http }, worker) = started;
     let description = running.description.subscribe();
     let source = Source {
         worker: running.handle.clone(),
         forwarding: running.forwarding.clone(),
         services: running.services.clone(),
     };
-    let server = admin::serve(listener, source, description, admin::Limits::default());
-    let server = tokio::spawn(server);
+    let mut servers = JoinSet::new();
+    if let Some(http) = http {
+        let limits = admin::HttpLimits::default();
+        servers.spawn(admin::serve_http(http, source.clone(), description.clone(), limits));
+    }
+    servers.spawn(admin::serve(listener, source, description, admin::Limits::default()));
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
     running.stop_forwarding(ends.recv()).await;
-    server.abort();
+    servers.abort_all();
     let patience = match running.description.borrow().chosen.kind {
         Kind::AfPacket => STOP_TIME,
         Kind::Xdp => DETACH_TIME,
@@ -235,6 +247,13 @@ impl admin::Source for Source {
         let mut reports = self.forwarding.reports();
         reports.extend(self.services.reports().await?);
         Ok(reports)
+    }
+
+    async fn driver_statistics(&self, interface: &str) -> Vec<(String, u64)> {
+        let interface = interface.to_owned();
+        // Some drivers ask the device.
+        let asked = tokio::task::spawn_blocking(move || datapath::driver_statistics(&interface));
+        asked.await.unwrap_or_default()
     }
 
     async fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
@@ -304,7 +323,7 @@ async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) -> bool {
 }
 
 /// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
-async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixListener, Worker), Error> {
+async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listeners, Worker), Error> {
     let config = config::load(&options.config)?;
     match &config.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
@@ -315,7 +334,11 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     refuse(checks::capabilities(&proc)?)?;
     let namespace = proc.lock_namespace()?.ok_or_else(|| Error::Refused(vec![Refusal::Running]))?;
     let socket = admin::bind(options.socket.as_deref().unwrap_or(&config.admin.socket))?;
-    let listener = UnixListener::from_std(socket.listener()?)?;
+    let http = match config.admin.listen {
+        Some(address) => Some(admin::bind_http(address).await?),
+        None => None,
+    };
+    let listeners = Listeners { socket: UnixListener::from_std(socket.listener()?)?, http };
     // Sockets are looked at after the ports are separate, so that none can slip in between.
     let mut settings = HostSettings::new(proc.clone());
     settings.separate_ports(&config.nat.port_range)?;
@@ -325,7 +348,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
     passed.keep(&listen);
     let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled)));
-    let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
+    let prepared = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
     let cloud = Cloud::start(&config.aws, &resolved).await;
@@ -339,7 +362,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let served = served(&config.forward);
     services.configure(&served)?;
     let worker = datapath::spawn(datapath.clone(), nat.clone(), Box::new(targets))?;
-    forwarding.adopt(listeners).map_err(Error::Forward)?;
+    forwarding.adopt(prepared).map_err(Error::Forward)?;
     let chosen = worker.chosen().clone();
     if let Some(reason) = &chosen.fallback {
         tracing::warn!(reason, "xdp cannot be used, taking packet sockets (af_packet) instead");
@@ -359,7 +382,17 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let services = services.start(handle.clone(), forwarding.discover(), &served);
     let (source_dest_check, aws) = (cloud.source_dest_check(), cloud.report());
     let (notices, draining) = (Vec::new(), false);
-    let description = Description { chosen, config: datapath, nat, source_dest_check, aws, notices, draining };
+    let aws_failing_since = None;
+    let description = Description {
+        chosen,
+        config: datapath,
+        nat,
+        source_dest_check,
+        aws,
+        aws_failing_since,
+        notices,
+        draining,
+    };
     let (description, _) = watch::channel(description);
     let outlook = Outlook::start(&config.aws);
     let running = Running {
@@ -379,7 +412,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
         socket,
         _namespace: namespace,
     };
-    Ok((running, listener, worker))
+    Ok((running, listeners, worker))
 }
 
 /// The external addresses as log lines have them.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::services::address;
 use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
-use crate::config::{self, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
+use crate::config::{self, Admin, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
 use crate::forward::Mode;
 use crate::nat;
 
@@ -40,6 +40,9 @@ impl Running {
         self.description.send_modify(|description| {
             description.source_dest_check = self.cloud.source_dest_check();
             description.aws = self.cloud.report();
+            let fails = description.aws.as_ref().is_some_and(|aws| !aws.failures.is_empty());
+            let since = description.aws_failing_since;
+            description.aws_failing_since = fails.then(|| since.unwrap_or_else(tokio::time::Instant::now));
         });
         let applied = self.cloud.applied();
         if applied == self.applied {
@@ -82,8 +85,9 @@ impl Running {
             tracing::warn!(key, old, new, "change takes effect only after a restart");
         }
         // What is frozen is compared with what runs.
-        let Aws { enabled, hooks, .. } = self.config.aws.clone();
-        self.config = Config { aws: Aws { enabled, hooks, ..config.aws }, ..config };
+        let (Aws { enabled, hooks, .. }, listen) = (self.config.aws.clone(), self.config.admin.listen);
+        let (aws, admin) = (Aws { enabled, hooks, ..config.aws }, Admin { listen, ..config.admin });
+        self.config = Config { aws, admin, ..config };
         self.cloud.want(&self.config.aws);
         self.applied = applied;
         self.description.send_modify(|description| {
@@ -142,6 +146,8 @@ impl Running {
         let (ours, new) = (&self.config.aws.hooks, &config.aws.hooks);
         compare("aws.launching_hook", hook(&ours.launching), hook(&new.launching));
         compare("aws.terminating_hook", hook(&ours.terminating), hook(&new.terminating));
+        let listen = |listen: Option<SocketAddr>| listen.map_or("off".to_owned(), |listen| listen.to_string());
+        compare("admin.listen", listen(self.config.admin.listen), listen(config.admin.listen));
         if self.options.socket.is_none() {
             let path = |path: &std::path::Path| path.display().to_string();
             compare("admin.socket", path(self.socket.path()), path(&config.admin.socket));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant as Clock, sleep, timeout};
 
 use crate::balance::{CheckError, ConfigError, Event, ProbeId};
 use crate::datapath::{self, Handle, Stopped};
@@ -51,9 +51,15 @@ pub(super) struct Control {
 #[derive(Debug)]
 enum Input {
     Configure(Vec<Wanted>),
-    Probed(SocketAddr, ProbeId, Result<Option<()>, CheckError>),
+    /// With how long it took.
+    Probed(SocketAddr, ProbeId, Result<Option<()>, CheckError>, Duration),
     Found(SocketAddr, Source, Result<Vec<SocketAddr>, DiscoverError>),
-    Drain { name: String, target: SocketAddr, draining: bool, reply: oneshot::Sender<Option<bool>> },
+    Drain {
+        name: String,
+        target: SocketAddr,
+        draining: bool,
+        reply: oneshot::Sender<Option<bool>>,
+    },
     Report(oneshot::Sender<Vec<Report>>),
     Grace(oneshot::Sender<Duration>),
     Open(oneshot::Sender<Vec<SocketAddr>>),
@@ -198,13 +204,17 @@ async fn attend(mut from_worker: Receiver<Output>, control: Control) {
         tokio::select! {
             output = from_worker.recv() => match output {
                 Some(Output::Probe { listen, errand: Errand { probe, check, timeout } }) => {
-                    probes.spawn(async move { (listen, probe.id, check.ask(probe.target, timeout).await) });
+                    probes.spawn(async move {
+                        let start = Clock::now();
+                        let result = check.ask(probe.target, timeout).await;
+                        Input::Probed(listen, probe.id, result, start.elapsed())
+                    });
                 }
                 Some(Output::Event { name, event }) => forward::log(&name, event),
                 Some(Output::Closed { name, closed }) => log_closed(&name, &closed),
                 None => return,
             },
-            Some(Ok((listen, id, result))) = probes.join_next() => control.send(Input::Probed(listen, id, result)),
+            Some(Ok(probed)) = probes.join_next() => control.send(probed),
         }
     }
 }
@@ -279,8 +289,11 @@ impl Targets {
                     tracing::error!(%error, "listener not configured");
                 }
             }
-            Input::Probed(listen, id, result) => {
+            Input::Probed(listen, id, result, took) => {
                 if let Some(entry) = self.services.get_mut(&listen) {
+                    if result == Ok(Some(())) {
+                        entry.service.observe_check(took);
+                    }
                     entry.service.handle_probe(now, id, result);
                 }
             }

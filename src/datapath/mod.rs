@@ -225,6 +225,8 @@ impl Miss {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub counters: nat::Counters,
+    /// Of the external addresses, in the order of the configuration.
+    pub addresses: Vec<nat::AddressUse>,
     pub datapath: Counters,
     /// What the fast path did, where there is one. The engine's counters hold its traffic as well.
     pub fast_path: Option<FastPath>,
@@ -286,6 +288,12 @@ pub fn interfaces() -> Vec<Interface> {
             name: interface.name,
         })
         .collect()
+}
+
+/// What the driver of an interface counts, by its own names, as `ethtool -S` shows it; nothing, if it tells nothing.
+#[must_use]
+pub fn driver_statistics(interface: &str) -> Vec<(String, u64)> {
+    sys::statistics(interface).unwrap_or_default()
 }
 
 /// Adds an address to an interface, as a /32, unless it is there.

@@ -451,6 +451,7 @@ impl State {
         let fast_path = self.xdp.as_mut().map(|xdp| xdp.count(&mut forwarding.counters, &mut counters));
         Snapshot {
             counters,
+            addresses: self.engine.address_use(),
             datapath: forwarding.counters,
             fast_path,
             not_ready: self.not_ready(),

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 
 use super::discover::{DiscoverError, Followed, Source};
+use super::latency::Latency;
 use super::probe::Check;
 use super::sources::{SourceReport, Sources};
 use crate::balance::{
@@ -35,9 +36,13 @@ struct Inner {
     sources: Sources,
     check: Check,
     timeout: Duration,
+    check_latency: Latency,
     /// By target: what its connections are told by when they are to be closed.
     cuts: HashMap<SocketAddr, watch::Sender<()>>,
 }
+
+/// What became of a probe, and how long it took.
+type Probed = (ProbeId, Result<Option<()>, CheckError>, Duration);
 
 /// A connection's claim on a target, from the choice until it is dropped.
 #[derive(Debug)]
@@ -62,7 +67,8 @@ impl TargetGroup {
         if let Some(targets) = sources.targets() {
             group.set_targets(Instant::ORIGIN, &targets)?;
         }
-        let inner = Inner { group, sources, check, timeout, cuts: HashMap::new() };
+        let (check_latency, cuts) = (Latency::default(), HashMap::new());
+        let inner = Inner { group, sources, check, timeout, check_latency, cuts };
         Ok(Self { name: name.to_owned(), origin: Clock::now(), inner: Mutex::new(inner), wake: Notify::new() })
     }
 
@@ -126,6 +132,11 @@ impl TargetGroup {
         self.lock().group.snapshot(now)
     }
 
+    /// Of those that passed.
+    pub(super) fn check_latency(&self) -> Latency {
+        self.lock().check_latency
+    }
+
     pub(super) fn sources(&self) -> Vec<SourceReport> {
         self.lock().sources.reports()
     }
@@ -143,20 +154,24 @@ impl TargetGroup {
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = until(due.map(|due| self.origin + due.saturating_since(Instant::ORIGIN))) => {}
-                Some(Ok((id, result))) = probes.join_next() => self.answered(id, result),
+                Some(Ok((id, result, took))) = probes.join_next() => self.answered(id, result, took),
             }
         }
     }
 
     /// Does all that is due, and gives when the next is.
-    fn turn(&self, probes: &mut JoinSet<(ProbeId, Result<Option<()>, CheckError>)>) -> Option<Instant> {
+    fn turn(&self, probes: &mut JoinSet<Probed>) -> Option<Instant> {
         let now = self.now();
         let mut inner = self.lock();
         let Inner { group, check, timeout, cuts, .. } = &mut *inner;
         group.handle_timeout(now);
         while let Some(Probe { id, target, .. }) = group.poll_probe(now) {
             let (check, timeout) = (check.clone(), *timeout);
-            probes.spawn(async move { (id, check.ask(target, timeout).await) });
+            probes.spawn(async move {
+                let start = Clock::now();
+                let result = check.ask(target, timeout).await;
+                (id, result, start.elapsed())
+            });
         }
         while let Some(Close { target, .. }) = group.poll_close() {
             if let Some(cut) = cuts.get(&target) {
@@ -172,11 +187,14 @@ impl TargetGroup {
         group.poll_timeout()
     }
 
-    fn answered(&self, id: ProbeId, result: Result<Option<()>, CheckError>) {
+    fn answered(&self, id: ProbeId, result: Result<Option<()>, CheckError>, took: Duration) {
         let now = self.now();
         let mut inner = self.lock();
         match result {
-            Ok(Some(())) => inner.group.handle_probe(now, id, Ok(())),
+            Ok(Some(())) => {
+                inner.check_latency.observe(took);
+                inner.group.handle_probe(now, id, Ok(()));
+            }
             Err(error) => inner.group.handle_probe(now, id, Err(error)),
             Ok(None) => {
                 tracing::warn!(

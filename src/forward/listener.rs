@@ -20,6 +20,7 @@ use super::Common;
 use super::descriptors::Pair;
 use super::discover::{Followed, Followers, Tell};
 use super::group::{Claim, TargetGroup};
+use super::latency::Latency;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
 use super::relay::{Ended, Relayed, Side};
@@ -90,6 +91,9 @@ pub struct Report {
     pub counters: Counters,
     pub admission: AdmissionCounters,
     pub group: Snapshot,
+    /// Of health checks that passed, and of connections to targets that came about; of the latter `nat` has none.
+    pub check_latency: Latency,
+    pub connect_latency: Latency,
     /// Targets that leave clients waiting; the proxy has none, since it asks another one.
     pub half_open: Vec<HalfOpen>,
     pub tls: Option<tls::Report>,
@@ -120,6 +124,21 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// How connections have ended, and how many so, in snake case.
+    #[must_use]
+    pub const fn ended(&self) -> [(&'static str, u64); 8] {
+        [
+            ("closed", self.closed),
+            ("reset_by_client", self.reset_by_client),
+            ("reset_by_target", self.reset_by_target),
+            ("idle", self.idle),
+            ("cut", self.cut),
+            ("unserved", self.unserved),
+            ("bad_header", self.bad_headers),
+            ("handshake_failed", self.handshakes_failed),
+        ]
+    }
+
     /// Counts a connection.
     pub(super) const fn add(&mut self, relayed: Relayed) {
         self.bytes_to_target += relayed.bytes_to_target;
@@ -155,6 +174,7 @@ struct Shared {
     common: Arc<Common>,
     certificates: Certificates,
     counted: Counted,
+    connect_latency: Mutex<Latency>,
 }
 
 #[derive(Debug, Default)]
@@ -220,6 +240,7 @@ impl Listener {
             common,
             certificates,
             counted: Counted::default(),
+            connect_latency: Mutex::default(),
         });
         let (stop, stopping) = watch::channel(());
         let accepting = tokio::spawn(accept(socket, Arc::clone(&shared), stopping));
@@ -274,6 +295,8 @@ impl Listener {
             counters: self.shared.counted.now(),
             admission: self.shared.admission().counters(),
             group: self.shared.group.snapshot(),
+            check_latency: self.shared.group.check_latency(),
+            connect_latency: *lock(&self.shared.connect_latency),
             tls: self.shared.certificates.report(),
             sources: self.shared.group.sources(),
         }
@@ -382,9 +405,11 @@ impl Shared {
         while tried.len() < MOST_TRIES
             && let Some(claim) = self.group.claim(client, &tried)
         {
+            let start = Instant::now();
             let attempt = timeout(config.connect_timeout, TcpStream::connect(claim.target)).await;
             match attempt {
                 Ok(Ok(stream)) => {
+                    lock(&self.connect_latency).observe(start.elapsed());
                     claim.connected(Ok(()));
                     return Some((stream, claim));
                 }

@@ -9,6 +9,7 @@
 mod descriptors;
 mod discover;
 mod group;
+mod latency;
 mod listener;
 mod pipe;
 mod probe;
@@ -26,6 +27,7 @@ pub use discover::{
     Discover, DiscoverError, Finding, Followed, Followers, Found, LATEST, SOONEST, Source, Tell,
 };
 pub use group::log;
+pub use latency::Latency;
 pub use listener::{Config, Counters, Error, Listener, Mode, Report, bind};
 pub use pipe::Pipes;
 pub use probe::{Check, HttpQuestion, Question};

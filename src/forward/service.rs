@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::discover::{DiscoverError, Source};
+use super::latency::Latency;
 use super::listener::{Config, Counters, Report};
 use super::probe::Check;
 use super::relay::Relayed;
@@ -27,6 +28,7 @@ pub struct Service {
     sources: Sources,
     admission: Admission,
     counters: Counters,
+    check_latency: Latency,
     answers: BTreeMap<SocketAddr, Answers>,
 }
 
@@ -80,7 +82,15 @@ impl Service {
             group.set_targets(now, &targets)?;
         }
         let admission = Admission::new(config.limits.clone(), seed)?;
-        Ok(Self { config, group, sources, admission, counters: Counters::default(), answers: BTreeMap::new() })
+        Ok(Self {
+            config,
+            group,
+            sources,
+            admission,
+            counters: Counters::default(),
+            check_latency: Latency::default(),
+            answers: BTreeMap::new(),
+        })
     }
 
     /// Changes what it does from the next connection on.
@@ -221,6 +231,11 @@ impl Service {
         }
     }
 
+    /// Takes note of how long a check took that passed.
+    pub fn observe_check(&mut self, took: Duration) {
+        self.check_latency.observe(took);
+    }
+
     /// The next target whose connections are to be ended.
     pub fn poll_close(&mut self) -> Option<SocketAddr> {
         self.group.poll_close().map(|Close { target, .. }| target)
@@ -253,6 +268,8 @@ impl Service {
             admission: self.admission.counters(),
             half_open: group.targets.iter().filter_map(|target| self.half_open(target)).collect(),
             group,
+            check_latency: self.check_latency,
+            connect_latency: Latency::default(),
             tls: None,
             sources: self.sources.reports(),
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::census::Census;
 use super::offload::Usage;
 use super::tcp::TcpState;
 use super::wheel;
@@ -76,6 +77,35 @@ pub enum CloseReason {
     Refused,
     /// Its target was taken out of service, and both ends were told.
     Cut,
+}
+
+impl CloseReason {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 8] = [
+        Self::Expired,
+        Self::Finished,
+        Self::Reset,
+        Self::Reopened,
+        Self::AddressRemoved,
+        Self::Unanswered,
+        Self::Refused,
+        Self::Cut,
+    ];
+
+    /// The label, in snake case.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::Reopened => "reopened",
+            Self::AddressRemoved => "address_removed",
+            Self::Unanswered => "unanswered",
+            Self::Refused => "refused",
+            Self::Cut => "cut",
+        }
+    }
 }
 
 /// How a session stands.
@@ -244,6 +274,8 @@ pub struct Counters {
     pub sessions_opened: u64,
     pub sessions_established: u64,
     pub sessions_closed: u64,
+    /// By [`CloseReason`], in the order of [`CloseReason::ALL`].
+    pub closed: [u64; CloseReason::ALL.len()],
     /// Mappings that share their external endpoint with another.
     pub ports_overloaded: u64,
     /// ICMP errors translated.
@@ -264,6 +296,7 @@ pub struct Counters {
     /// Gauges: live sessions, those of them in the fast path, and mappings; internal addresses with a session;
     /// bytes of waiting fragments.
     pub sessions: u32,
+    pub census: Census,
     pub offloaded: u32,
     pub mappings: u32,
     pub internal_addresses: u32,
@@ -281,6 +314,7 @@ impl Default for Counters {
             sessions_opened: 0,
             sessions_established: 0,
             sessions_closed: 0,
+            closed: [0; CloseReason::ALL.len()],
             ports_overloaded: 0,
             icmp_errors: 0,
             fragments: 0,
@@ -292,6 +326,7 @@ impl Default for Counters {
             offloads_refused: 0,
             drops: [0; DropReason::ALL.len()],
             sessions: 0,
+            census: Census::default(),
             offloaded: 0,
             mappings: 0,
             internal_addresses: 0,

@@ -9,6 +9,7 @@
 //! hear it. `offload` gives sessions that last to a fast path, if there is one, and takes them home again.
 
 mod answer;
+mod census;
 mod config;
 mod errors;
 mod event;
@@ -30,6 +31,7 @@ use std::collections::{HashMap, VecDeque};
 
 use siphasher::sip::SipHasher13;
 
+pub use census::Census;
 pub use config::{
     Config, ConfigError, ExternalAddress, FilteringBehaviour, Limits, MappingBehaviour, OnExhaustion, Service,
     StaticMapping, Timeouts,
@@ -38,6 +40,7 @@ pub use event::{
     CloseReason, Counters, DropReason, Event, SessionRecord, SessionState, Side, Traffic, Transmit, Verdict,
 };
 pub use offload::{Flow, FlowKeys, FlowPair, Offload, Removal, TcpMarks, Usage};
+pub use ports::AddressUse;
 pub use service::{Answer, Balancer, Closed, NoTargets, Refusal};
 pub use tcp::TcpState;
 
@@ -127,7 +130,7 @@ impl Engine {
         config.validate()?;
         // By the old configuration: it says which flows a session has.
         self.recall(0, u32::MAX);
-        self.pool = Pool::new(&config);
+        self.pool = Pool::new(&config).after(&self.pool);
         self.statics = Statics::new(&config, self.hosts.keyed());
         self.services.configure(&config);
         self.config = config;
@@ -252,6 +255,12 @@ impl Engine {
         }
     }
 
+    /// How the ports of each external address are used, in the order of the configuration.
+    #[must_use]
+    pub fn address_use(&self) -> Vec<AddressUse> {
+        self.pool.address_use()
+    }
+
     /// Visits the sessions in `slots` places of the table from place `from` on. Gives the place to go on from,
     /// `None` at the end of the table. Sessions that open or close between calls may be missed.
     pub fn scan_sessions(
@@ -328,9 +337,15 @@ impl Engine {
         self.leave_service(now, id, reason);
         let Some(session) = self.table.remove_session(id) else { return };
         self.hosts.closed(session.internal.address, session.opened_by);
-        self.counters.sessions_closed += 1;
+        self.counters.census.remove(session.protocol, session.state);
+        self.count_closed(reason);
         self.emit(Event::Closed(session.record(now), reason));
         self.release(&session);
+    }
+
+    fn count_closed(&mut self, reason: CloseReason) {
+        self.counters.sessions_closed += 1;
+        self.counters.closed[reason as usize] += 1;
     }
 
     fn release(&mut self, session: &Session) {

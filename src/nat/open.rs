@@ -130,7 +130,25 @@ impl Engine {
         // Its address may have left the configuration.
         let paired = paired.filter(|&address| self.is_external(address));
         let address = paired.or_else(|| self.pool.least_used()).ok_or(DropReason::PortsExhausted)?;
-        if paired.is_none() {
+        let chosen = self.choose_external_at(address, protocol, internal, remote, paired.is_none());
+        if chosen.is_err()
+            && let Some(address) = self.pool.find_mut(address)
+        {
+            address.failures += 1;
+        }
+        chosen
+    }
+
+    /// The same, at an external address, which `internal` is paired with from now on if it is `new`.
+    fn choose_external_at(
+        &mut self,
+        address: Ipv4Addr,
+        protocol: Protocol,
+        internal: Endpoint,
+        remote: Endpoint,
+        new: bool,
+    ) -> Result<Endpoint, DropReason> {
+        if new {
             self.hosts.pair(internal.address, address);
         }
         let ports = self.pool.find(address).ok_or(DropReason::PortsExhausted)?.ports(protocol);
@@ -181,6 +199,7 @@ impl Engine {
         }
         self.hosts.opened(now, key.internal.address, side, key.external.address, &self.config.limits);
         self.counters.sessions_opened += 1;
+        self.counters.census.add(session.protocol, session.state);
         self.emit(Event::Opened(session.record(now)));
         self.table.insert_session(session, &self.config.timeouts)
     }

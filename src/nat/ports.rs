@@ -14,6 +14,20 @@ pub struct Pool {
     by_address: Vec<(Ipv4Addr, usize)>,
 }
 
+/// How an external address is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressUse {
+    pub private: Ipv4Addr,
+    /// Ports (of ICMP, identifiers) that are taken, and those that there are.
+    pub tcp: (u32, u32),
+    pub udp: (u32, u32),
+    pub icmp: (u32, u32),
+    /// Live mappings; those that share a port are several.
+    pub mappings: u32,
+    /// Mappings that could not be, since no port, identifier or remote was left.
+    pub failures: u64,
+}
+
 /// One external address.
 #[derive(Debug)]
 pub struct PoolAddress {
@@ -21,6 +35,8 @@ pub struct PoolAddress {
     pub public: Option<Ipv4Addr>,
     /// Live mappings.
     pub mappings: u32,
+    /// Mappings that found no port, identifier or remote left.
+    pub failures: u64,
     tcp: PortMap,
     udp: PortMap,
     icmp: PortMap,
@@ -39,6 +55,27 @@ impl Pool {
             .collect();
         by_address.sort_unstable();
         Self { addresses, by_address }
+    }
+
+    /// The same with what `before` has counted of the addresses that both have.
+    pub fn after(mut self, before: &Self) -> Self {
+        for address in &mut self.addresses {
+            address.failures = before.find(address.private).map_or(0, |before| before.failures);
+        }
+        self
+    }
+
+    /// How each address is used, in the order of the configuration.
+    pub fn address_use(&self) -> Vec<AddressUse> {
+        let use_of = |address: &PoolAddress| AddressUse {
+            private: address.private,
+            tcp: address.tcp.load(),
+            udp: address.udp.load(),
+            icmp: address.icmp.load(),
+            mappings: address.mappings,
+            failures: address.failures,
+        };
+        self.addresses.iter().map(use_of).collect()
     }
 
     /// The external address that `address` is, in its private or its public form.
@@ -82,6 +119,7 @@ impl PoolAddress {
             private: address.private,
             public: address.public,
             mappings: 0,
+            failures: 0,
             tcp: PortMap::new(config.port_range.clone(), excluded(Protocol::TCP)),
             udp: PortMap::new(config.port_range.clone(), excluded(Protocol::UDP)),
             icmp: PortMap::new(0..=u16::MAX, excluded(Protocol::ICMP)),
@@ -143,6 +181,11 @@ impl Parity {
 }
 
 impl PortMap {
+    /// Ports that are taken, and those that there are.
+    fn load(&self) -> (u32, u32) {
+        (self.taken, self.allowed.iter().map(|word| word.count_ones()).sum())
+    }
+
     fn new(range: RangeInclusive<u16>, excluded: impl Iterator<Item = u16>) -> Self {
         let mut allowed = Box::new([0; WORDS]);
         for port in range.clone() {

@@ -243,6 +243,8 @@ impl Engine {
         if is_answer {
             session.role = Role::Served;
         }
+        self.counters.census.remove(session.protocol, before);
+        self.counters.census.add(session.protocol, after);
         let newly = !session.established
             && matches!(session.state, SessionState::Replied | SessionState::Tcp(TcpState::Established));
         if newly {
@@ -268,6 +270,7 @@ impl Engine {
     fn reopen(&mut self, now: Instant, id: Id, side: Side) {
         let Some(session) = self.table.sessions.get_mut(id) else { return };
         let closed = Event::Closed(session.record(now), CloseReason::Reopened);
+        self.counters.census.remove(session.protocol, session.state);
         session.state = SessionState::Tcp(TcpState::SynSent);
         session.connection = Connection::default();
         session.opened_at = now;
@@ -278,7 +281,8 @@ impl Engine {
         let opener = std::mem::replace(&mut session.opened_by, side);
         let (internal, record) = (session.internal.address, session.record(now));
         self.hosts.changed_opener(internal, opener, side);
-        self.counters.sessions_closed += 1;
+        self.counters.census.add(record.protocol, record.state);
+        self.count_closed(CloseReason::Reopened);
         self.counters.sessions_opened += 1;
         self.emit(closed);
         self.emit(Event::Opened(record));

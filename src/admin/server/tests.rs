@@ -1,123 +1,30 @@
 //! The protocol, against a worker that is made up.
 
-use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 
 use tokio::io::AsyncBufReadExt;
 
 use super::*;
+use crate::admin::TrafficReport;
 use crate::admin::client::Client;
-use crate::nat::{SessionState, Side};
-use crate::time::Instant;
-
-/// A table of sessions in places, in pages of two.
-#[derive(Clone)]
-struct Fake {
-    sessions: Arc<Vec<SessionRecord>>,
-    not_ready: Vec<String>,
-    fast_path: Option<FastPath>,
-}
-
-impl Source for Fake {
-    async fn listeners(&self) -> Result<Vec<forward::Report>, Stopped> {
-        Ok(Vec::new())
-    }
-
-    async fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
-        Err(format!("there is no listener {listener}"))
-    }
-
-    async fn snapshot(&self) -> Result<Snapshot, Stopped> {
-        let mut counters = nat::Counters { sessions: 5, mappings: 4, ..nat::Counters::default() };
-        counters.drops[DropReason::NoSession as usize] = 7;
-        counters.in_from_internal.add(100);
-        Ok(Snapshot {
-            counters,
-            datapath: datapath::Counters::default(),
-            fast_path: self.fast_path.clone(),
-            not_ready: self.not_ready.clone(),
-            uptime: Duration::from_secs(62),
-        })
-    }
-
-    async fn scan_sessions(&self, from: u32, filter: SessionFilter) -> Result<SessionPage, Stopped> {
-        let from = from as usize;
-        let records = self.sessions.iter().skip(from).take(2);
-        let records =
-            records.filter(|record| filter.protocol.is_none_or(|protocol| protocol == record.protocol));
-        let next = (from + 2 < self.sessions.len()).then(|| u32::try_from(from + 2).unwrap());
-        Ok(SessionPage { records: records.copied().collect(), next })
-    }
-}
-
-fn record(protocol: Protocol, opened: u64) -> SessionRecord {
-    let endpoint = |last, port| Endpoint::new(Ipv4Addr::new(192, 0, 2, last), port);
-    SessionRecord {
-        protocol,
-        internal: endpoint(1, u16::try_from(opened).unwrap()),
-        external: endpoint(2, 2000),
-        remote: endpoint(3, 443),
-        state: SessionState::Unreplied,
-        opened_by: Side::Internal,
-        opened_at: Instant::from_millis(opened),
-        age: Duration::from_millis(1500),
-        idle: Duration::ZERO,
-        packets_out: 1,
-        bytes_out: 60,
-        packets_in: 0,
-        bytes_in: 0,
-        offloaded: false,
-    }
-}
-
-fn fake() -> Fake {
-    let opened = [
-        (Protocol::TCP, 30),
-        (Protocol::UDP, 10),
-        (Protocol::TCP, 50),
-        (Protocol::TCP, 20),
-        (Protocol::UDP, 40),
-    ];
-    let sessions = opened.iter().map(|(protocol, opened)| record(*protocol, *opened)).collect();
-    Fake { sessions: Arc::new(sessions), not_ready: Vec::new(), fast_path: None }
-}
-
-fn description() -> Description {
-    let interface = datapath::Interface {
-        name: "eth7".to_owned(),
-        index: 7,
-        mac: [2; 6],
-        mtu: 1500,
-        addresses: vec![Ipv4Addr::new(192, 0, 2, 2)],
-    };
-    let config = datapath::Config {
-        external: interface.clone(),
-        internal: interface,
-        bypass: Vec::new(),
-        datapath: datapath::Choice::Auto,
-        xdp: datapath::XdpConfig::default(),
-    };
-    let external_addresses = vec![Ipv4Addr::new(192, 0, 2, 2).into()];
-    let nat = nat::Config { external_addresses, ..nat::Config::default() };
-    let source_dest_check = Some("off".to_owned());
-    let chosen = Chosen { kind: datapath::Kind::Xdp, fallback: None };
-    Description { chosen, config, nat, source_dest_check, aws: None, notices: Vec::new(), draining: false }
-}
+use crate::admin::testing::{Fake, description, fake};
+use crate::datapath::{FastPath, Miss};
+use crate::nat::{DropReason, Traffic};
 
 /// A server on a socket of its own, in the current runtime.
-fn start(name: &str, fake: Fake) -> PathBuf {
-    start_with(name, fake, Limits::default())
+fn start(name: &str, source: Fake) -> PathBuf {
+    start_with(name, source, Limits::default())
 }
 
-fn start_with(name: &str, fake: Fake, limits: Limits) -> PathBuf {
+fn start_with(name: &str, source: Fake, limits: Limits) -> PathBuf {
     let path = std::env::temp_dir().join(format!("egret-admin-{}-{name}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = StdListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let (sender, receiver) = watch::channel(description());
     tokio::spawn(async move {
-        serve(UnixListener::from_std(listener).unwrap(), fake, receiver, limits).await;
+        serve(UnixListener::from_std(listener).unwrap(), source, receiver, limits).await;
         drop(sender);
     });
     path
@@ -169,8 +76,8 @@ async fn the_limit_keeps_the_newest_and_the_filter_counts_what_it_matched() {
 
 #[tokio::test]
 async fn status_tells_readiness_traffic_and_drops() {
-    let fake = Fake { not_ready: vec!["no next hop".to_owned()], ..fake() };
-    let status = with_client(start("status", fake), Client::status).await.unwrap();
+    let unready = Fake { not_ready: vec!["no next hop".to_owned()], ..fake() };
+    let status = with_client(start("status", unready), Client::status).await.unwrap();
     assert!(!status.ready);
     assert_eq!(status.not_ready, ["no next hop"]);
     assert_eq!(status.external_interface, "eth7");
@@ -194,8 +101,8 @@ async fn status_tells_what_the_fast_path_does() {
         flows: 2,
         capacity: 64,
     };
-    let fake = Fake { fast_path: Some(counters), ..fake() };
-    let status = with_client(start("fast", fake), Client::status).await.unwrap();
+    let busy = Fake { fast_path: Some(counters), ..fake() };
+    let status = with_client(start("fast", busy), Client::status).await.unwrap();
     assert_eq!((status.datapath.as_str(), status.datapath_fallback), ("xdp", None));
     let told = status.fast_path.unwrap();
     assert_eq!(told.translated["hairpinned"], TrafficReport { packets: 30, bytes: 3000 });
@@ -205,7 +112,7 @@ async fn status_tells_what_the_fast_path_does() {
     );
     assert_eq!((told.flows, told.capacity, told.passed, told.unserved), (2, 64, 7, 8));
     assert_eq!(told.hit_ratio, Some(0.75), "60 of 80");
-    let idle = Fake { fast_path: Some(FastPath::default()), ..self::fake() };
+    let idle = Fake { fast_path: Some(FastPath::default()), ..fake() };
     let status = with_client(start("idle", idle), Client::status).await.unwrap();
     assert_eq!(status.fast_path.unwrap().hit_ratio, None);
 }

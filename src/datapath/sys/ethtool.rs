@@ -53,8 +53,46 @@ pub fn set_channels(interface: &str, counts: ChannelCounts) -> io::Result<()> {
     call(interface, &mut raw)
 }
 
+/// What the driver counts, by its own names. Empty where it has no statistics.
+///
+/// # Errors
+/// As [`driver`].
+pub fn statistics(interface: &str) -> io::Result<Vec<(String, u64)>> {
+    let mut sets = SetInfo { command: ETHTOOL_GSSET_INFO, reserved: 0, mask: 1 << ETH_SS_STATS, length: 0 };
+    call(interface, &mut sets)?;
+    // A driver without statistics takes its bit away.
+    if sets.mask == 0 {
+        return Ok(Vec::new());
+    }
+    let count = usize::try_from(sets.length).unwrap_or(usize::MAX);
+    if count > MOST_STATISTICS {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    let mut names = vec![0; 3 + ROOM_FOR_STATISTICS * NAME_BYTES / 4];
+    names[..2].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_STATS]);
+    call(interface, &mut names[..])?;
+    let mut values = vec![0; 2 + ROOM_FOR_STATISTICS * 2];
+    values[0] = ETHTOOL_GSTATS;
+    call(interface, &mut values[..])?;
+    // A change in between has moved them.
+    if [names[2], values[1]] != [sets.length; 2] {
+        return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+    }
+    let names = names[3..].chunks_exact(NAME_BYTES / 4).map(|words| {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        CStr::from_bytes_until_nul(&bytes).unwrap_or_default().to_string_lossy().into_owned()
+    });
+    let values = values[2..].as_chunks::<2>().0.iter().map(|&[first, second]| {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&first.to_ne_bytes());
+        bytes[4..].copy_from_slice(&second.to_ne_bytes());
+        u64::from_ne_bytes(bytes)
+    });
+    Ok(names.zip(values).take(count).collect())
+}
+
 /// Hands one of the structs below to the driver, which may write to it.
-fn call<T: Request>(interface: &str, request: &mut T) -> io::Result<()> {
+fn call<T: Request + ?Sized>(interface: &str, request: &mut T) -> io::Result<()> {
     let no_device = || io::Error::from_raw_os_error(libc::ENODEV);
     let mut name = [0; libc::IFNAMSIZ];
     // The last byte stays zero.
@@ -62,16 +100,18 @@ fn call<T: Request>(interface: &str, request: &mut T) -> io::Result<()> {
     for (place, byte) in places.ok_or_else(no_device)?.iter_mut().zip(interface.bytes()) {
         *place = byte.cast_signed();
     }
-    let data = std::ptr::from_mut(request).cast();
+    let data = std::ptr::from_mut(request).cast::<libc::c_char>();
     let mut ifreq = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: data } };
     let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: `ifreq` and the struct that it points to outlive the call. The kernel reads the command that the struct
-    // begins with, and copies just as many bytes to and from it as that command's struct has: see `Request`.
+    // begins with, and copies to and from it at most as many bytes as it has: see `Request`.
     let result = unsafe { libc::ioctl(any.as_raw_fd(), SIOCETHTOOL, &raw mut ifreq) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A struct of linux/ethtool.h that begins with its own command, in the kernel's layout and with its size.
+/// A struct of linux/ethtool.h that begins with its own command, in the kernel's layout and with its size. Where the
+/// kernel writes a list, whose length only its driver knows, the struct has room for far more than any driver counts,
+/// and than had been announced a moment before.
 trait Request {}
 
 /// `struct ethtool_drvinfo`.
@@ -84,6 +124,21 @@ struct DriverInfo {
 }
 
 impl Request for DriverInfo {}
+
+/// `struct ethtool_sset_info`, with room for one length.
+#[repr(C)]
+struct SetInfo {
+    command: u32,
+    reserved: u32,
+    mask: u64,
+    length: u32,
+}
+
+impl Request for SetInfo {}
+
+/// `struct ethtool_gstrings` (command, set, length, names) or `struct ethtool_stats` (command, length, values of two words
+/// each), with [`ROOM_FOR_STATISTICS`].
+impl Request for [u32] {}
 
 /// `struct ethtool_channels`.
 #[repr(C)]
@@ -121,11 +176,22 @@ impl From<ChannelCounts> for RawCounts {
 
 const _: () = assert!(size_of::<DriverInfo>() == 196);
 const _: () = assert!(size_of::<RawChannels>() == 36);
+const _: () = assert!(std::mem::offset_of!(SetInfo, length) == 16);
 
 /// linux/sockios.h.
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
 // linux/ethtool.h.
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSTATS: u32 = 0x1d;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
+const ETH_SS_STATS: u32 = 1;
+const NAME_BYTES: usize = 32;
+
+/// Of a driver that is asked at all: the largest network cards count some thousand.
+const MOST_STATISTICS: usize = 4096;
+/// The number follows that of the queues, which somebody may raise between two calls.
+const ROOM_FOR_STATISTICS: usize = 4 * MOST_STATISTICS;

@@ -16,7 +16,7 @@ mod umem;
 mod xdp_link;
 mod xdp_socket;
 
-pub use ethtool::{ChannelCounts, Channels, channels, driver, set_channels};
+pub use ethtool::{ChannelCounts, Channels, channels, driver, set_channels, statistics};
 pub use frames::{BATCH, Frames, Outgoing};
 pub use packet_socket::PacketSocket;
 pub use shared::{

@@ -1,0 +1,325 @@
+//! How the daemon is at one moment, put together from what its parts tell.
+//!
+//! Owns what [`Status`] says and in which words; who asks, and how it gets there, is the servers' affair.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::protocol::{
+    Addresses, AwsReport, FastPathReport, ListenerReport, NoticeReport, SessionCounts, Status, TargetReport,
+    TlsReport, TrafficReport,
+};
+use crate::balance::{Refusal, State, TargetSnapshot};
+use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
+use crate::forward::{self, HalfOpen, Mode};
+use crate::metrics;
+use crate::nat::{self, DropReason, Traffic};
+
+/// Where the answers come from: the packet worker, or something like it.
+pub trait Source: Clone + Send + Sync + 'static {
+    /// The counters of this moment.
+    fn snapshot(&self) -> impl Future<Output = Result<Snapshot, Stopped>> + Send;
+
+    /// The sessions of one bounded part of the table, from the place `from` on.
+    fn scan_sessions(
+        &self,
+        from: u32,
+        filter: SessionFilter,
+    ) -> impl Future<Output = Result<SessionPage, Stopped>> + Send;
+
+    /// The listeners that forward.
+    fn listeners(&self) -> impl Future<Output = Result<Vec<forward::Report>, Stopped>> + Send;
+
+    /// What the driver of an interface counts, by its own names.
+    fn driver_statistics(&self, interface: &str) -> impl Future<Output = Vec<(String, u64)>> + Send;
+
+    /// Takes a target of the named listener out of service, or back into it.
+    ///
+    /// # Errors
+    /// There is no such listener, or target.
+    fn set_draining(
+        &self,
+        listener: &str,
+        target: SocketAddr,
+        draining: bool,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// What the daemon runs with: the part of [`Status`] that is not the packet worker's.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// The datapath that runs.
+    pub chosen: Chosen,
+    pub config: datapath::Config,
+    pub nat: nat::Config,
+    /// The state of EC2's source/destination check, in words; unset if AWS is not asked.
+    pub source_dest_check: Option<String>,
+    /// Unset if AWS is not asked, or has not answered yet.
+    pub aws: Option<AwsReport>,
+    /// Since when each look at AWS has had a failure; unset if the last one had none.
+    pub aws_failing_since: Option<Instant>,
+    /// What is about to happen to this instance.
+    pub notices: Vec<NoticeReport>,
+    /// Whether listeners take no more connections because of that.
+    pub draining: bool,
+}
+
+/// Both together.
+pub(super) struct View<S> {
+    pub(super) source: S,
+    description: watch::Receiver<Description>,
+}
+
+impl<S: Source> View<S> {
+    pub(super) const fn new(source: S, description: watch::Receiver<Description>) -> Self {
+        Self { source, description }
+    }
+
+    /// How the daemon is now.
+    pub(super) async fn status(&self) -> Result<Status, Stopped> {
+        let snapshot = self.source.snapshot().await?;
+        let description = self.description.borrow().clone();
+        let aws_failing = description.aws_failing_since.map(|since| since.elapsed());
+        let listeners = self.source.listeners().await?;
+        Ok(whole_status(snapshot, description, listeners, aws_failing))
+    }
+
+    /// What Prometheus scrapes.
+    pub(super) async fn metrics(&self) -> Result<Result<String, metrics::Error>, Stopped> {
+        let snapshot = self.source.snapshot().await?;
+        let description = self.description.borrow().clone();
+        let aws_failing = description.aws_failing_since.map(|since| since.elapsed());
+        let listeners = self.source.listeners().await?;
+        let (external, internal) = (&description.config.external.name, &description.config.internal.name);
+        let mut drivers = vec![("external", self.source.driver_statistics(external).await)];
+        if external != internal {
+            drivers.push(("internal", self.source.driver_statistics(internal).await));
+        }
+        let status = whole_status(snapshot.clone(), description, listeners.clone(), aws_failing);
+        let aws = status.aws.as_ref().map(|aws| metrics::Aws {
+            calls: &aws.calls,
+            failing: aws_failing.unwrap_or_default(),
+            problems: aws.problems.len(),
+            source_dest_check_off: status.source_dest_check.as_deref() == Some("off"),
+            routes: aws.routes.iter().map(|route| &*route.state).collect(),
+            elastic_ips: aws.elastic_ips.len(),
+        });
+        Ok(metrics::render(&metrics::Sample {
+            version: &status.version,
+            datapath: &status.datapath,
+            snapshot: &snapshot,
+            session_limit: status.sessions.limit,
+            degraded: status.degraded.len(),
+            draining: status.draining,
+            listeners: &listeners,
+            aws,
+            drivers: &drivers,
+        }))
+    }
+}
+
+fn whole_status(
+    snapshot: Snapshot,
+    description: Description,
+    listeners: Vec<forward::Report>,
+    aws_failing: Option<Duration>,
+) -> Status {
+    let listeners = listeners.into_iter().map(listener).collect();
+    let mut status = Status { listeners, ..status(snapshot, description) };
+    status.degraded = degraded(&status, aws_failing);
+    status
+}
+
+/// What is wrong although packets flow.
+fn degraded(status: &Status, aws_failing: Option<Duration>) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if let Some(check) = status.source_dest_check.as_ref().filter(|check| check.starts_with("failed")) {
+        reasons.push(format!("source/dest check {check}"));
+    }
+    if let Some(aws) = &status.aws {
+        reasons.extend(aws.problems.iter().cloned());
+        if let Some(time) = aws_failing.filter(|time| *time >= FAILING_FOR_LONG) {
+            let minutes = time.as_secs() / 60;
+            let failures = aws.failures.iter();
+            reasons.extend(failures.map(|failure| format!("for {minutes} minutes, {failure}")));
+        }
+    }
+    for listener in &status.listeners {
+        let name = &listener.name;
+        match listener.serving.as_str() {
+            "fail_open" => {
+                reasons.push(format!("listener {name}: all targets are unhealthy, all get connections"));
+            }
+            "nobody" => reasons.push(format!("listener {name}: there is no target")),
+            _ => {}
+        }
+        let sources = listener.sources.iter();
+        reasons.extend(sources.filter_map(|source| {
+            let error = source.error.as_ref()?;
+            Some(format!("listener {name}: {} is not found: {error}", source.source))
+        }));
+    }
+    reasons
+}
+
+fn listener(report: forward::Report) -> ListenerReport {
+    let forward::Report { name, listen, mode, counters, admission, group, half_open, tls, sources, .. } =
+        report;
+    let refused = Refusal::ALL.map(|refusal| (refusal.label().to_owned(), admission.refused(refusal)));
+    ListenerReport {
+        name,
+        listen,
+        mode: match mode {
+            Mode::Proxy => "proxy",
+            Mode::Nat { .. } => "nat",
+        }
+        .to_owned(),
+        serving: group.serving.label().to_owned(),
+        connections: admission.open,
+        opened: admission.admitted,
+        refused: refused.into(),
+        ended: counters.ended().map(|(how, count)| (how.to_owned(), count)).into(),
+        bytes_to_target: counters.bytes_to_target,
+        bytes_to_client: counters.bytes_to_client,
+        accept_pauses: counters.accept_pauses,
+        sources,
+        targets: group
+            .targets
+            .iter()
+            .map(|of| target(of, half_open.iter().find(|half_open| half_open.target == of.address)))
+            .collect(),
+        tls: tls.map(|forward::tls::Report { expiry, mutual }| TlsReport { expiry, mutual }),
+    }
+}
+
+fn target(target: &TargetSnapshot, half_open: Option<&HalfOpen>) -> TargetReport {
+    TargetReport {
+        address: target.address,
+        state: target.state.label().to_owned(),
+        why: match target.state {
+            State::Unhealthy(why) => Some(why.to_string()),
+            _ => None,
+        },
+        since_seconds: target.since.as_secs_f64(),
+        weight: target.weight,
+        backup: target.backup,
+        connections: target.connections,
+        opened: target.counters.connections_opened,
+        connects_failed: target.counters.connects_failed,
+        probes: target.counters.probes,
+        probes_failed: target.counters.probes_failed,
+        half_open: half_open.map_or(0, |of| of.half_open),
+        unanswered: half_open.map_or(0, |of| of.unanswered),
+        astray: half_open.is_some_and(|of| of.astray),
+    }
+}
+
+fn status(snapshot: Snapshot, description: Description) -> Status {
+    let Description { chosen, config, nat, source_dest_check, aws, notices, draining, .. } = description;
+    let counters = &snapshot.counters;
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: snapshot.uptime.as_secs(),
+        ready: snapshot.not_ready.is_empty(),
+        degraded: Vec::new(),
+        datapath: chosen.kind.label().to_owned(),
+        datapath_fallback: chosen.fallback,
+        external_interface: config.external.name,
+        internal_interface: config.internal.name,
+        external_addresses: nat
+            .external_addresses
+            .iter()
+            .map(|address| Addresses { private: address.private, public: address.public })
+            .collect(),
+        internal: nat.internal,
+        bypass: config.bypass,
+        source_dest_check,
+        aws,
+        notices,
+        draining,
+        sessions: SessionCounts {
+            live: counters.sessions,
+            limit: nat.limits.sessions,
+            limit_per_address: nat.limits.sessions_per_address,
+            mappings: counters.mappings,
+            internal_addresses: counters.internal_addresses,
+            opened: counters.sessions_opened,
+            established: counters.sessions_established,
+            closed: counters.sessions_closed,
+        },
+        traffic: BTreeMap::from([
+            traffic("in_from_internal", counters.in_from_internal),
+            traffic("out_to_external", counters.out_to_external),
+            traffic("in_from_external", counters.in_from_external),
+            traffic("out_to_internal", counters.out_to_internal),
+            traffic("hairpinned", counters.hairpinned),
+        ]),
+        drops: DropReason::ALL.iter().map(|reason| number(reason.label(), counters.dropped(*reason))).collect(),
+        engine: BTreeMap::from([
+            number("ports_overloaded", counters.ports_overloaded),
+            number("icmp_errors", counters.icmp_errors),
+            number("fragments", counters.fragments),
+            number("fragmented", counters.fragmented),
+            number("replies", counters.replies),
+            number("replies_limited", counters.replies_limited),
+            number("events_lost", counters.events_lost),
+            number("fragment_bytes", counters.fragment_bytes as u64),
+        ]),
+        fast_path: snapshot
+            .fast_path
+            .as_ref()
+            .map(|counters| fast_path(counters, snapshot.counters.offloads_refused)),
+        datapath_counters: numbers(&snapshot.datapath),
+        listeners: Vec::new(),
+        not_ready: snapshot.not_ready,
+    }
+}
+
+fn fast_path(counters: &FastPath, refused: u64) -> FastPathReport {
+    let FastPath { out_to_external, out_to_internal, hairpinned, .. } = *counters;
+    let translated: u64 = [out_to_external, out_to_internal, hairpinned].iter().map(|to| to.packets).sum();
+    let all = translated + counters.misses.iter().sum::<u64>();
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let hit_ratio = (all > 0).then(|| translated as f64 / all as f64);
+    FastPathReport {
+        flows: counters.flows,
+        capacity: counters.capacity,
+        refused,
+        hit_ratio,
+        translated: BTreeMap::from([
+            traffic("out_to_external", out_to_external),
+            traffic("out_to_internal", out_to_internal),
+            traffic("hairpinned", hairpinned),
+        ]),
+        misses: Miss::ALL
+            .iter()
+            .zip(counters.misses)
+            .map(|(miss, count)| number(miss.label(), count))
+            .collect(),
+        passed: counters.passed,
+        unserved: counters.unserved,
+    }
+}
+
+fn traffic(name: &str, traffic: Traffic) -> (String, TrafficReport) {
+    (name.to_owned(), TrafficReport { packets: traffic.packets, bytes: traffic.bytes })
+}
+
+fn number(name: &str, value: u64) -> (String, u64) {
+    (name.to_owned(), value)
+}
+
+/// The numeric fields of a flat structure.
+fn numbers(counters: &impl serde::Serialize) -> BTreeMap<String, u64> {
+    let value = serde_json::to_value(counters).unwrap_or_default();
+    let fields = value.as_object().into_iter().flatten();
+    fields.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()
+}
+
+/// The API is looked at once a minute: this is more than one failure.
+const FAILING_FOR_LONG: Duration = Duration::from_secs(150);
