@@ -4,7 +4,7 @@
 DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nftables curl bind9-dnsutils \
 	dnsmasq-base iputils-ping traceroute iperf3 nginx
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy \
-	python3-venv redis-server redis-tools haproxy postgresql postgresql-client prometheus
+	python3-venv redis-server redis-tools haproxy postgresql postgresql-client prometheus chromium
 BENCH_PACKAGES := $(TEST_PACKAGES) libnginx-mod-stream
 IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
 

@@ -5,7 +5,7 @@
 //! | rank | modules |
 //! |---|---|
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
-//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups |
+//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups; [`talkers`]: who talks most |
 //! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2 |
 //! | 3 | [`config`]: the file; [`metrics`]: what Prometheus scrapes; [`admin`]: the control socket and HTTP |
 //! | 4 | [`daemon`]: the composition |
@@ -28,5 +28,6 @@ pub mod datapath;
 pub mod forward;
 pub mod metrics;
 pub mod nat;
+pub mod talkers;
 pub mod time;
 pub mod wire;

@@ -43,8 +43,11 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[nat]\nmaping = \"x\"", "2: nat.maping: unknown key; did you mean nat.mapping?"),
         ("mapping = \"x\"", "1: mapping: unknown key; did you mean nat.mapping?"),
         ("[nat]\nudp = \"300s\"", "2: nat.udp: unknown key; did you mean nat.timeouts.udp?"),
-        ("[admin]\nqqqqqq = 1", "2: admin.qqqqqq: unknown key; use listen or socket"),
-        ("[admin]\n\"a b\" = 1", "2: admin.\"a b\": unknown key; use listen or socket"),
+        ("[admin]\nqqqqqq = 1", "2: admin.qqqqqq: unknown key; use listen, socket or nat_gateway_price_per_gb"),
+        (
+            "[admin]\n\"a b\" = 1",
+            "2: admin.\"a b\": unknown key; use listen, socket or nat_gateway_price_per_gb",
+        ),
         ("[aws]\nenabled = \"yes\"", "2: aws.enabled: \"yes\" is not known; use \"auto\", true or false"),
         ("[aws]\nenabled = \"true\"", "2: aws.enabled: \"true\" is not known; use \"auto\", true or false"),
         (
@@ -179,8 +182,17 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
             "[admin]\nlisten = \"9464\"",
             "2: admin.listen: \"9464\" is not an address with a port; use one such as",
         ),
+        ("[admin]\nnat_gateway_price_per_gb = \"0.1\"", "is of the type string; use a number of US dollars"),
+        (
+            "[admin]\nnat_gateway_price_per_gb = -0.1",
+            "-0.1 is out of range; use a number of US dollars from 0 to 1000",
+        ),
+        ("[admin]\nnat_gateway_price_per_gb = nan", "nan is out of range"),
         ("[admin]\nlisten = \"127.0.0.1:0\"", "is not an address with a port"),
         ("[admin]\nlisten = \"localhost:9464\"", "is not an address with a port"),
+        ("[session_log]\nto = \"sessions.log\"", "is neither \"stdout\" nor the absolute path of a file"),
+        ("[session_log]\nlines_per_second = 0", "0 is out of range; use a number of lines from 1 to 1000000"),
+        ("[session_log]\nopen = true", "2: session_log.open: unknown key; did you mean session_log.opened?"),
         ("[admin]\nsocket = \"egret.sock\"", "\"egret.sock\" is not an absolute path"),
         ("[admin]\nsocket = \"/run/\"", "is not an absolute path"),
         ("[admin]\nsocket = \"/a\\u0000b\"", "is not an absolute path"),
@@ -385,6 +397,7 @@ fn an_empty_file_is_the_defaults() {
     assert_eq!(config.nat.external_mtu, 1500);
     assert_eq!(config.aws.enabled, Switch::Auto);
     assert_eq!(config.admin.socket, Path::new(config::DEFAULT_SOCKET));
+    assert_eq!(config.admin.nat_gateway_price_per_gb, config::Price::NAT_GATEWAY);
     assert_eq!(config.admin.listen, Some("127.0.0.1:9464".parse().unwrap()));
     assert_eq!(parse("[admin]\nlisten = \"off\"").unwrap().admin.listen, None);
     assert_eq!(config.warnings, []);

@@ -17,7 +17,8 @@ const TABLE: &[(&str, bool, &[&str])] = &[
     ("nat", true, &["wire", "time"]),
     ("balance", true, &["time"]),
     ("failover", true, &["time"]),
-    ("datapath", false, &["nat", "wire", "time"]),
+    ("talkers", true, &["time"]),
+    ("datapath", false, &["nat", "talkers", "wire", "time"]),
     ("forward", false, &["balance", "time"]),
     ("aws", false, &["failover"]),
     ("peer", false, &["failover", "nat"]),
@@ -26,14 +27,17 @@ const TABLE: &[(&str, bool, &[&str])] = &[
     (
         "admin",
         false,
-        &["nat", "balance", "failover", "datapath", "forward", "aws", "peer", "wire", "time", "metrics"],
+        &[
+            "nat", "balance", "failover", "talkers", "datapath", "forward", "aws", "peer", "wire", "time",
+            "metrics",
+        ],
     ),
     (
         "daemon",
         false,
         &[
-            "nat", "balance", "failover", "datapath", "forward", "aws", "peer", "wire", "time", "config",
-            "metrics", "admin",
+            "nat", "balance", "failover", "talkers", "datapath", "forward", "aws", "peer", "wire", "time",
+            "config", "metrics", "admin",
         ],
     ),
     ("cli", false, &["config", "daemon", "admin"]),
@@ -43,7 +47,7 @@ const TABLE: &[(&str, bool, &[&str])] = &[
 ];
 
 /// What a sans-IO module may name of the crates that the package depends on.
-const SANS_IO_CRATES: &[&str] = &["ipnet", "pnet_packet", "serde", "siphasher", "thiserror"];
+const SANS_IO_CRATES: &[&str] = &["datasketches", "ipnet", "pnet_packet", "serde", "siphasher", "thiserror"];
 
 /// Modules of std, and items of modules that are otherwise free, that do input or output, read a clock, or
 /// differ from run to run.
@@ -84,6 +88,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("hickory_resolver", &["forward"]),
     ("listenfd", &["daemon"]),
     ("prometheus", &["metrics"]),
+    ("datasketches", &["talkers"]),
     ("ratatui", &["cli"]),
 ];
 

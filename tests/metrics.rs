@@ -10,7 +10,7 @@ use std::time::Duration;
 use egret::balance::{self, AdmissionCounters, Serving, State, TargetCounters, TargetSnapshot};
 use egret::datapath::{self, FastPath, Snapshot};
 use egret::forward::{self, Latency, Mode, Report};
-use egret::metrics::{self, Aws, Sample};
+use egret::metrics::{self, Aws, Sample, SessionLogCounts};
 use egret::nat::{self, AddressUse};
 
 #[test]
@@ -93,6 +93,7 @@ fn values_are_those_of_the_snapshot() {
         "egret_forward_certificate_expiry_timestamp_seconds{listener=\"api\"} 1800000000",
         "egret_aws_calls_total{action=\"ec2:CreateRoute\",outcome=\"throttled\"} 4",
         "egret_aws_routes{state=\"elsewhere\"} 1",
+        "egret_session_log_lost_lines_total{reason=\"rate\"} 9",
         "egret_aws_failing_seconds 90",
         "egret_ena_allowance_exceeded_total{interface=\"external\",allowance=\"pps\"} 6",
         "egret_ena_conntrack_allowance_available{interface=\"external\"} 12345",
@@ -105,9 +106,10 @@ fn values_are_those_of_the_snapshot() {
 fn what_is_not_there_has_no_metrics() {
     let snapshot = Snapshot { fast_path: None, ..snapshot() };
     let calls = BTreeMap::new();
-    let sample = Sample { aws: None, listeners: &[], drivers: &[], ..sample(&snapshot, &[], &calls) };
+    let sample =
+        Sample { aws: None, session_log: None, listeners: &[], drivers: &[], ..sample(&snapshot, &[], &calls) };
     let page = metrics::render(&sample).unwrap();
-    for prefix in ["egret_fast_path", "egret_forward", "egret_aws", "egret_ena"] {
+    for prefix in ["egret_fast_path", "egret_forward", "egret_aws", "egret_ena", "egret_session_log"] {
         assert!(!page.contains(prefix), "{prefix} in\n{page}");
     }
 }
@@ -142,6 +144,7 @@ fn sample<'a>(
         degraded: 1,
         draining: false,
         listeners,
+        session_log: Some(SessionLogCounts { written: 8, over_rate: 9, ..SessionLogCounts::default() }),
         aws: Some(Aws {
             calls,
             failing: Duration::from_secs(90),

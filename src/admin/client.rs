@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::protocol::{Request, Response, SessionQuery, Sessions, Status};
+use super::protocol::{Measure, Request, Response, SessionQuery, Sessions, Status, TalkersReport};
 
 /// A connection to a running daemon.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Client {
         match self.ask(&Request::Status {})? {
             Response::Status(status) => Ok(*status),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Sessions(_) | Response::Done {} => Err(Error::Unexpected),
+            _ => Err(Error::Unexpected),
         }
     }
 
@@ -72,7 +72,33 @@ impl Client {
         match self.ask(&Request::Sessions(query))? {
             Response::Sessions(sessions) => Ok(sessions),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Status(_) | Response::Done {} => Err(Error::Unexpected),
+            _ => Err(Error::Unexpected),
+        }
+    }
+
+    /// Who talks most, at most `limit` of each kind.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer in time, or not with talkers.
+    pub fn talkers(&mut self, by: Measure, limit: usize) -> Result<TalkersReport, Error> {
+        match self.ask(&Request::Talkers { by, limit })? {
+            Response::Talkers(talkers) => Ok(talkers),
+            Response::Error(message) => Err(Error::Refused(message)),
+            _ => Err(Error::Unexpected),
+        }
+    }
+
+    /// What is logged, after that was changed to `filter`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// If the filter makes no sense, or there is no answer in time.
+    pub fn log_level(&mut self, filter: Option<String>) -> Result<String, Error> {
+        match self.ask(&Request::LogLevel { filter })? {
+            Response::LogLevel(filter) => Ok(filter),
+            Response::Error(message) => Err(Error::Refused(message)),
+            _ => Err(Error::Unexpected),
         }
     }
 
@@ -85,7 +111,7 @@ impl Client {
         match self.ask(&Request::Drain { listener: listener.to_owned(), target, undo })? {
             Response::Done {} => Ok(()),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Status(_) | Response::Sessions(_) => Err(Error::Unexpected),
+            _ => Err(Error::Unexpected),
         }
     }
 

@@ -9,26 +9,29 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::protocol::Status;
+use super::history::{History, INTERVAL};
+use super::protocol::{Measure, Status};
 use super::view::{Description, Source, View};
 use crate::datapath::Stopped;
 use crate::metrics;
 
-/// What clients may take of the listener.
+/// What clients may take of the listener, and how closely it looks at the daemon itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpLimits {
     /// At once; further ones wait.
@@ -41,6 +44,8 @@ pub struct HttpLimits {
     pub connection_time: Duration,
     /// For what is under way then to end.
     pub last_answer_time: Duration,
+    /// How often a point of the history is taken.
+    pub history_interval: Duration,
 }
 
 impl Default for HttpLimits {
@@ -51,6 +56,7 @@ impl Default for HttpLimits {
             head_bytes: 16 << 10,
             connection_time: Duration::from_secs(60),
             last_answer_time: Duration::from_secs(10),
+            history_interval: INTERVAL,
         }
     }
 }
@@ -82,7 +88,28 @@ pub async fn serve_http<S: Source>(
     description: watch::Receiver<Description>,
     limits: HttpLimits,
 ) {
-    let site = Arc::new(Site { view: View::new(source, description), asking: Semaphore::new(1) });
+    let view = View::new(source, description);
+    let site = Arc::new(Site { view, asking: Semaphore::new(1), history: Mutex::default() });
+    tokio::select! {
+        () = remember(&site, limits.history_interval) => {}
+        () = accept(listener, &site, limits) => {}
+    }
+}
+
+/// Takes note of how the daemon is, for ever.
+async fn remember<S: Source>(site: &Site<S>, every: Duration) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // That the worker has gone is told elsewhere.
+        if let Ok((uptime, status)) = site.view.status_at().await {
+            site.history().note(uptime, &status);
+        }
+    }
+}
+
+async fn accept<S: Source>(listener: TcpListener, site: &Arc<Site<S>>, limits: HttpLimits) {
     let connections = Arc::new(Semaphore::new(limits.connections));
     loop {
         // Waiting here leaves further clients in the socket's backlog.
@@ -95,7 +122,7 @@ pub async fn serve_http<S: Source>(
                 continue;
             }
         };
-        let site = Arc::clone(&site);
+        let site = Arc::clone(site);
         tokio::spawn(async move {
             site.converse(stream, limits).await;
             drop(permit);
@@ -107,9 +134,14 @@ struct Site<S> {
     view: View<S>,
     /// One answer at a time: each asks the packet worker.
     asking: Semaphore,
+    history: Mutex<History>,
 }
 
 impl<S: Source> Site<S> {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn converse(&self, stream: TcpStream, limits: HttpLimits) {
         let service = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request).await) });
         let mut builder = http1::Builder::new();
@@ -140,8 +172,17 @@ impl<S: Source> Site<S> {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => self.tell(self.view.status(), |status| readiness(&status, wants_json)).await,
             "/status.json" => self.tell(self.view.status(), |status| json(StatusCode::OK, &status)).await,
+            "/" => page(),
+            "/history.json" => {
+                let told = |(uptime, _)| json(StatusCode::OK, &self.history().report(uptime));
+                self.tell(self.view.status_at(), told).await
+            }
+            "/talkers.json" => {
+                let talkers = self.view.talkers(measure(request.uri().query()), TALKERS);
+                self.tell(talkers, |talkers| json(StatusCode::OK, &talkers)).await
+            }
             "/metrics" => self.tell(self.view.metrics(), scraped).await,
-            _ => text(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /status.json\n"),
+            _ => text(StatusCode::NOT_FOUND, NOWHERE),
         }
     }
 
@@ -177,6 +218,19 @@ fn readiness(status: &Status, as_json: bool) -> Response<Full<Bytes>> {
     text(code, lines)
 }
 
+/// The status page: one file, that loads nothing from elsewhere and may not.
+fn page() -> Response<Full<Bytes>> {
+    let mut page = response(StatusCode::OK, "text/html; charset=utf-8", include_str!("page/index.html"));
+    page.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    page
+}
+
+/// What talkers are to be ranked by: `by=sessions`; by bytes if that says nothing that is known.
+fn measure(query: Option<&str>) -> Measure {
+    let by = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("by="));
+    by.and_then(|by| serde_json::from_value(by.into()).ok()).unwrap_or_default()
+}
+
 fn scraped(page: Result<String, metrics::Error>) -> Response<Full<Bytes>> {
     match page {
         Ok(page) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page),
@@ -206,9 +260,15 @@ fn response(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Res
     response
 }
 
+const NOWHERE: &str =
+    "there are /, /healthz, /readyz, /metrics, /status.json, /talkers.json and /history.json\n";
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const JSON: &str = "application/json";
 /// For the packet worker, which answers between two batches.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Of each kind.
+const TALKERS: usize = 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

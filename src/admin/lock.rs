@@ -56,7 +56,7 @@ pub enum BindError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Makes the control socket at `path`, with mode 0660 from its first moment, and its directory if that is not
+/// Makes the control socket at `path`, with mode 0660 from its first moment, of the group `egret` if there is one, and its directory if that is not
 /// there. A socket that a dead daemon left is replaced. Whether a daemon is alive is known by a lock on
 /// `<path>.lock`, which the kernel drops with the process, so that two that start at once cannot both win.
 ///
@@ -118,12 +118,20 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     socket.bind(&SockAddr::unix(path)?)?;
     // The umask may have taken the group's bits.
     std::fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    // Whoever is of that group may look; see the server for who may change something.
+    if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP)
+        && let Err(error) = std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
+    {
+        tracing::warn!(%error, group = GROUP, "control socket cannot be given to its group");
+    }
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 /// The owner and its group.
 const MODE: u32 = 0o660;
+
+const GROUP: &str = "egret";
 
 const BACKLOG: i32 = 16;
 

@@ -6,6 +6,7 @@
 //! and by the socket alone: whether a forwarding target is in service.
 
 pub mod client;
+mod history;
 mod http;
 mod lock;
 mod protocol;
@@ -14,11 +15,13 @@ mod server;
 mod testing;
 mod view;
 
+pub use history::{Change, HistoryReport, Points};
 pub use http::{HttpBindError, HttpLimits, bind_http, serve_http};
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
-    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, ListenerReport, MAX_SESSIONS, NoticeReport,
-    Request, Response, RouteReport, Session, SessionCounts, SessionQuery, Sessions, SourceReport, Status,
+    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, ListenerReport, MAX_SESSIONS, MAX_TALKERS,
+    Measure, NoticeReport, PortLoad, PortsReport, ProcessedReport, Request, Response, RouteReport, Session,
+    SessionCounts, SessionQuery, Sessions, SourceReport, Status, TalkerReport, TalkersOf, TalkersReport,
     TargetReport, TlsReport, TrafficReport,
 };
 pub use server::{Limits, serve};

@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use crate::forward::SourceReport;
+pub use crate::talkers::Measure;
 
 /// What a client may ask: `{"command":"status"}`, `{"command":"sessions","protocol":"tcp","limit":10}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,19 @@ pub use crate::forward::SourceReport;
 pub enum Request {
     Status {},
     Sessions(SessionQuery),
+    /// `{"command":"talkers","by":"sessions","limit":5}`
+    Talkers {
+        #[serde(default)]
+        by: Measure,
+        /// At most [`MAX_TALKERS`] of each kind.
+        #[serde(default = "default_talkers")]
+        limit: usize,
+    },
+    /// `{"command":"log_level","filter":"debug"}`: what is logged from now on; without a filter, what is logged.
+    LogLevel {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<String>,
+    },
     /// `{"command":"drain","listener":"api","target":"10.0.1.10:5000","undo":false}`
     Drain {
         listener: String,
@@ -22,6 +36,19 @@ pub enum Request {
         #[serde(default)]
         undo: bool,
     },
+}
+
+impl Request {
+    /// Whether the daemon is another afterwards.
+    #[must_use]
+    pub const fn changes_something(&self) -> bool {
+        match self {
+            Self::Status {} | Self::Sessions(_) | Self::Talkers { .. } | Self::LogLevel { filter: None } => {
+                false
+            }
+            Self::LogLevel { filter: Some(_) } | Self::Drain { .. } => true,
+        }
+    }
 }
 
 /// Which sessions, and how many of them.
@@ -51,12 +78,22 @@ impl Default for SessionQuery {
 /// The most sessions in one response.
 pub const MAX_SESSIONS: usize = 100_000;
 
+/// The most talkers of a kind in one response: more than that the sketches do not tell apart.
+pub const MAX_TALKERS: usize = 100;
+
+const fn default_talkers() -> usize {
+    10
+}
+
 /// The daemon's answer: `{"status":{...}}`, `{"sessions":{...}}` or `{"error":"..."}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     Status(Box<Status>),
     Sessions(Sessions),
+    Talkers(TalkersReport),
+    /// The filter in force.
+    LogLevel(String),
     Done {},
     /// The request was not understood or could not be answered.
     Error(String),
@@ -98,6 +135,10 @@ pub struct Status {
     #[serde(default)]
     pub draining: bool,
     pub sessions: SessionCounts,
+    /// How the ports of each external address are used, in the order of the configuration.
+    pub ports: Vec<PortsReport>,
+    /// What a managed NAT gateway would have processed.
+    pub processed: ProcessedReport,
     /// All of it, the fast path's too.
     pub traffic: BTreeMap<String, TrafficReport>,
     /// Packets dropped, by reason. Reasons without a drop are there as well.
@@ -112,6 +153,69 @@ pub struct Status {
     /// What is forwarded; absent if nothing is.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub listeners: Vec<ListenerReport>,
+}
+
+/// How an external address is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsReport {
+    pub address: Ipv4Addr,
+    pub tcp: PortLoad,
+    pub udp: PortLoad,
+    /// Of identifiers.
+    pub icmp: PortLoad,
+    pub mappings: u32,
+    /// Mappings that found no port left.
+    pub failures: u64,
+}
+
+/// Ports taken, and those that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortLoad {
+    pub used: u32,
+    pub limit: u32,
+}
+
+/// What was processed since the start, as a managed NAT gateway is paid for it: whatever comes in, from either side.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessedReport {
+    pub bytes: u64,
+    /// In US dollars, and of 2^30 bytes.
+    pub nat_gateway_price_per_gb: f64,
+    /// What the gateway would have taken, its hours not counted.
+    pub nat_gateway_price: f64,
+}
+
+/// Who has talked most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TalkersReport {
+    /// By what they are ranked.
+    pub by: Measure,
+    pub last_minute: TalkersOf,
+    pub last_hour: TalkersOf,
+}
+
+/// The most talkative of both kinds, the first one first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TalkersOf {
+    pub internal: Vec<TalkerReport>,
+    /// Networks of 256 addresses.
+    pub remote: Vec<TalkerReport>,
+}
+
+/// An address or a network, and what it has had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TalkerReport {
+    /// `10.0.1.10`, or `198.51.100.0/24`.
+    pub who: String,
+    /// Both ways.
+    pub bytes: u64,
+    pub packets: u64,
+    /// Opened.
+    pub sessions: u64,
+    /// External ports taken.
+    pub ports: u64,
+    /// By how much the measure that is ranked by may be too high.
+    pub error: u64,
 }
 
 /// Something that is about to happen to this instance.

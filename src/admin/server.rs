@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use super::protocol::{MAX_SESSIONS, Request, Response, Session, SessionQuery, Sessions};
+use super::protocol::{MAX_SESSIONS, MAX_TALKERS, Request, Response, Session, SessionQuery, Sessions};
 use super::view::{Description, Source, View};
 use crate::datapath::{SessionFilter, Stopped};
 use crate::nat::SessionRecord;
@@ -73,6 +73,8 @@ struct Server<S> {
 
 impl<S: Source> Server<S> {
     async fn converse(&self, stream: UnixStream) -> std::io::Result<()> {
+        // As it was when the client connected.
+        let may_change = stream.peer_cred().is_ok_and(|peer| is_trusted(peer.uid()));
         let (reader, mut writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
@@ -87,7 +89,7 @@ impl<S: Source> Server<S> {
             let answer = if !complete && line.len() as u64 == MAX_REQUEST_BYTES {
                 Answer::error(format!("the request is longer than {MAX_REQUEST_BYTES} bytes"))
             } else {
-                match timeout(ANSWER_TIME, self.answer(&line)).await {
+                match timeout(ANSWER_TIME, self.answer(&line, may_change)).await {
                     Ok(answer) => answer,
                     Err(_) => Answer::error("the answer took too long".to_owned()),
                 }
@@ -99,8 +101,11 @@ impl<S: Source> Server<S> {
         }
     }
 
-    async fn answer(&self, line: &[u8]) -> Answer {
-        let result = match serde_json::from_slice(line) {
+    async fn answer(&self, line: &[u8], may_change: bool) -> Answer {
+        let result = match serde_json::from_slice::<Request>(line) {
+            Ok(request) if request.changes_something() && !may_change => {
+                return Answer::error("only root may change something".to_owned());
+            }
             Ok(Request::Status {}) => {
                 self.view.status().await.map(|status| Answer::Short(Response::Status(Box::new(status))))
             }
@@ -108,6 +113,18 @@ impl<S: Source> Server<S> {
                 Ok(filter) => self.sessions(filter, query.limit).await,
                 Err(message) => return Answer::error(message),
             },
+            Ok(Request::Talkers { limit, .. }) if limit > MAX_TALKERS => {
+                return Answer::error(format!("limit is {limit}; use at most {MAX_TALKERS}"));
+            }
+            Ok(Request::Talkers { by, limit }) => {
+                self.view.talkers(by, limit).await.map(|talkers| Answer::Short(Response::Talkers(talkers)))
+            }
+            Ok(Request::LogLevel { filter }) => {
+                return match self.view.source.log_level(filter.as_deref()) {
+                    Ok(filter) => Answer::Short(Response::LogLevel(filter)),
+                    Err(message) => Answer::error(message),
+                };
+            }
             Ok(Request::Drain { listener, target, undo }) => {
                 return match self.view.source.set_draining(&listener, target, !undo).await {
                     Ok(()) => Answer::Short(Response::Done {}),
@@ -137,6 +154,11 @@ impl<S: Source> Server<S> {
         };
         Ok(Answer::Sessions(head, newest.into_sorted()))
     }
+}
+
+/// Whether a user may change what the daemon does: root, or whoever runs it. Whoever else may use the socket may look.
+fn is_trusted(user: u32) -> bool {
+    user == 0 || user == nix::unistd::geteuid().as_raw()
 }
 
 /// A response on its way out.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::view::{Description, Source};
 use crate::datapath::{self, Chosen, FastPath, SessionFilter, SessionPage, Snapshot, Stopped};
 use crate::forward;
+use crate::metrics::SessionLogCounts;
 use crate::nat::{self, DropReason, SessionRecord, SessionState, Side};
+use crate::talkers::{Measure, Talkers, Tally, Top, Window};
 use crate::time::Instant;
 use crate::wire::{Endpoint, Protocol};
 
@@ -27,6 +29,25 @@ impl Source for Fake {
 
     async fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
         Err(format!("there is no listener {listener}"))
+    }
+
+    fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+        match filter {
+            Some("nonsense") => Err("nonsense is no filter".to_owned()),
+            filter => Ok(filter.unwrap_or("info").to_owned()),
+        }
+    }
+
+    async fn talkers(&self, _: Measure, count: usize) -> Result<[Top; 2], Stopped> {
+        let mut talkers = Talkers::default();
+        let tally = Tally { bytes: 1000, packets: 10, sessions: 2, ports: 1 };
+        talkers.add(Instant::ORIGIN, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 0, 2, 80), tally);
+        let windows = [Window::Minute, Window::Hour];
+        Ok(windows.map(|window| talkers.top(Instant::ORIGIN, window, Measure::Bytes, count)))
+    }
+
+    fn session_log(&self) -> Option<SessionLogCounts> {
+        None
     }
 
     async fn driver_statistics(&self, interface: &str) -> Vec<(String, u64)> {
@@ -75,6 +96,8 @@ fn record(protocol: Protocol, opened: u64) -> SessionRecord {
         packets_in: 0,
         bytes_in: 0,
         offloaded: false,
+        fresh: nat::Traffic::default(),
+        took_port: false,
     }
 }
 
@@ -118,5 +141,6 @@ pub(super) fn description() -> Description {
         aws_failing_since: None,
         notices: Vec::new(),
         draining: false,
+        nat_gateway_price_per_gb: 0.045,
     }
 }

@@ -11,14 +11,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::protocol::{
-    Addresses, AwsReport, FastPathReport, ListenerReport, NoticeReport, SessionCounts, Status, TargetReport,
-    TlsReport, TrafficReport,
+    Addresses, AwsReport, FastPathReport, ListenerReport, Measure, NoticeReport, PortLoad, PortsReport,
+    ProcessedReport, SessionCounts, Status, TalkerReport, TalkersOf, TalkersReport, TargetReport, TlsReport,
+    TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
 use crate::forward::{self, HalfOpen, Mode};
-use crate::metrics;
+use crate::metrics::{self, SessionLogCounts};
 use crate::nat::{self, DropReason, Traffic};
+use crate::talkers::{Talker, Tally, Top};
 
 /// Where the answers come from: the packet worker, or something like it.
 pub trait Source: Clone + Send + Sync + 'static {
@@ -35,8 +37,20 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// The listeners that forward.
     fn listeners(&self) -> impl Future<Output = Result<Vec<forward::Report>, Stopped>> + Send;
 
+    /// The most talkative of the last minute and of the last hour.
+    fn talkers(&self, by: Measure, count: usize) -> impl Future<Output = Result<[Top; 2], Stopped>> + Send;
+
+    /// What has become of the lines of the session log; unset if there is none.
+    fn session_log(&self) -> Option<SessionLogCounts>;
+
     /// What the driver of an interface counts, by its own names.
     fn driver_statistics(&self, interface: &str) -> impl Future<Output = Vec<(String, u64)>> + Send;
+
+    /// What is logged, after that was changed to `filter`, if there is one.
+    ///
+    /// # Errors
+    /// The filter makes no sense.
+    fn log_level(&self, filter: Option<&str>) -> Result<String, String>;
 
     /// Takes a target of the named listener out of service, or back into it.
     ///
@@ -67,6 +81,8 @@ pub struct Description {
     pub notices: Vec<NoticeReport>,
     /// Whether listeners take no more connections because of that.
     pub draining: bool,
+    /// In US dollars.
+    pub nat_gateway_price_per_gb: f64,
 }
 
 /// Both together.
@@ -82,11 +98,23 @@ impl<S: Source> View<S> {
 
     /// How the daemon is now.
     pub(super) async fn status(&self) -> Result<Status, Stopped> {
+        self.status_at().await.map(|(_, status)| status)
+    }
+
+    /// The same, with how long it has been up.
+    pub(super) async fn status_at(&self) -> Result<(Duration, Status), Stopped> {
         let snapshot = self.source.snapshot().await?;
+        let uptime = snapshot.uptime;
         let description = self.description.borrow().clone();
         let aws_failing = description.aws_failing_since.map(|since| since.elapsed());
         let listeners = self.source.listeners().await?;
-        Ok(whole_status(snapshot, description, listeners, aws_failing))
+        Ok((uptime, whole_status(snapshot, description, listeners, aws_failing)))
+    }
+
+    /// Who talks most.
+    pub(super) async fn talkers(&self, by: Measure, limit: usize) -> Result<TalkersReport, Stopped> {
+        let [last_minute, last_hour] = self.source.talkers(by, limit).await?.each_ref().map(talkers_of);
+        Ok(TalkersReport { by, last_minute, last_hour })
     }
 
     /// What Prometheus scrapes.
@@ -117,6 +145,7 @@ impl<S: Source> View<S> {
             degraded: status.degraded.len(),
             draining: status.draining,
             listeners: &listeners,
+            session_log: self.source.session_log(),
             aws,
             drivers: &drivers,
         }))
@@ -165,6 +194,40 @@ fn degraded(status: &Status, aws_failing: Option<Duration>) -> Vec<String> {
         }));
     }
     reasons
+}
+
+fn talkers_of(top: &Top) -> TalkersOf {
+    let report = |talker: &Talker, who: String| {
+        let Tally { bytes, packets, sessions, ports } = talker.tally;
+        TalkerReport { who, bytes, packets, sessions, ports, error: talker.error }
+    };
+    TalkersOf {
+        internal: top.internal.iter().map(|of| report(of, of.address.to_string())).collect(),
+        remote: top.remote.iter().map(|of| report(of, format!("{}/24", of.address))).collect(),
+    }
+}
+
+fn ports(address: &nat::AddressUse) -> PortsReport {
+    let load = |(used, limit)| PortLoad { used, limit };
+    PortsReport {
+        address: address.private,
+        tcp: load(address.tcp),
+        udp: load(address.udp),
+        icmp: load(address.icmp),
+        mappings: address.mappings,
+        failures: address.failures,
+    }
+}
+
+fn processed(counters: &nat::Counters, price_per_gb: f64) -> ProcessedReport {
+    let bytes = counters.in_from_internal.bytes + counters.in_from_external.bytes;
+    #[expect(clippy::cast_precision_loss, reason = "an amount of money for people")]
+    let gigabytes = bytes as f64 / f64::from(1 << 30);
+    ProcessedReport {
+        bytes,
+        nat_gateway_price_per_gb: price_per_gb,
+        nat_gateway_price: gigabytes * price_per_gb,
+    }
 }
 
 fn listener(report: forward::Report) -> ListenerReport {
@@ -220,7 +283,17 @@ fn target(target: &TargetSnapshot, half_open: Option<&HalfOpen>) -> TargetReport
 }
 
 fn status(snapshot: Snapshot, description: Description) -> Status {
-    let Description { chosen, config, nat, source_dest_check, aws, notices, draining, .. } = description;
+    let Description {
+        chosen,
+        config,
+        nat,
+        source_dest_check,
+        aws,
+        notices,
+        draining,
+        nat_gateway_price_per_gb,
+        ..
+    } = description;
     let counters = &snapshot.counters;
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -252,6 +325,8 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
             established: counters.sessions_established,
             closed: counters.sessions_closed,
         },
+        ports: snapshot.addresses.iter().map(ports).collect(),
+        processed: processed(counters, nat_gateway_price_per_gb),
         traffic: BTreeMap::from([
             traffic("in_from_internal", counters.in_from_internal),
             traffic("out_to_external", counters.out_to_external),

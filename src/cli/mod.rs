@@ -6,9 +6,11 @@
 
 mod doctor;
 mod drain;
+mod log_level;
 mod sessions;
 mod status;
 mod text;
+mod top;
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -58,6 +60,14 @@ enum Command {
     ///
     /// Exit code: 0, 1 if there is no such listener or target, or 2 if the daemon gives no answer.
     Drain(drain::Arguments),
+    /// Watch rates, sessions, talkers and targets in the terminal.
+    ///
+    /// Exit code: 0, or 2 if the daemon gives no answer.
+    Top(top::Arguments),
+    /// Change what the running daemon logs, until it ends, or print what that is.
+    ///
+    /// Exit code: 0, 1 if the filter makes no sense, or 2 if the daemon gives no answer.
+    LogLevel(log_level::Arguments),
     /// Look for what stands in the way of a working gateway, and say what to do about it. Changes nothing; the daemon
     /// may run or not.
     ///
@@ -112,6 +122,8 @@ impl Cli {
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
+            Command::Top(arguments) => top::execute(&arguments),
+            Command::LogLevel(arguments) => log_level::execute(arguments),
             Command::Doctor(arguments) => doctor::execute(arguments),
         }
     }

@@ -10,8 +10,8 @@ use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
 use crate::admin::{
-    AwsReport, FastPathReport, ListenerReport, NoticeReport, RouteReport, SourceReport, Status, TlsReport,
-    TrafficReport,
+    AwsReport, FastPathReport, ListenerReport, NoticeReport, PortLoad, PortsReport, ProcessedReport,
+    RouteReport, SourceReport, Status, TlsReport, TrafficReport,
 };
 
 pub(super) fn execute(ask: &Ask) -> anyhow::Result<ExitCode> {
@@ -69,6 +69,7 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     }
     write_sessions(out, status)?;
     write_traffic(out, "traffic", &status.traffic)?;
+    write_processed(out, &status.processed)?;
     if let Some(fast_path) = &status.fast_path {
         write_fast_path(out, fast_path)?;
     }
@@ -136,7 +137,16 @@ fn write_sessions(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         count(sessions.established),
         count(sessions.closed)
     )?;
-    writeln!(out, "{:<12}at most {} an internal address", "", count(sessions.limit_per_address.into()))
+    writeln!(out, "{:<12}at most {} an internal address", "", count(sessions.limit_per_address.into()))?;
+    for PortsReport { address, tcp, udp, failures, .. } in &status.ports {
+        let load = |load: &PortLoad| format!("{} of {}", count(load.used.into()), count(load.limit.into()));
+        write!(out, "{:<12}{address}: tcp {}, udp {}", "ports", load(tcp), load(udp))?;
+        if *failures > 0 {
+            write!(out, ", {} failed", count(*failures))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 fn write_traffic(
@@ -151,6 +161,12 @@ fn write_traffic(
         writeln!(out, "  {name:<18}{:>18}{:>16}", count(traffic.packets), bytes(traffic.bytes))?;
     }
     Ok(())
+}
+
+fn write_processed(out: &mut dyn Write, processed: &ProcessedReport) -> io::Result<()> {
+    let ProcessedReport { nat_gateway_price_per_gb: per_gb, nat_gateway_price: price, .. } = processed;
+    writeln!(out, "  {:<18}{:>34}", "processed", bytes(processed.bytes))?;
+    writeln!(out, "  for which a managed NAT gateway takes ${price:.2} (${per_gb} a GB)")
 }
 
 fn write_fast_path(out: &mut dyn Write, fast_path: &FastPathReport) -> io::Result<()> {
@@ -301,11 +317,12 @@ const DIRECTIONS: &[(&str, &str)] = &[
 const WIDTH: usize = 80;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::admin::{Addresses, ElasticIpReport, SessionCounts, TargetReport};
 
-    fn status() -> Status {
+    /// With something of everything, and numbers as large as they get.
+    pub(in crate::cli) fn status() -> Status {
         let traffic =
             |key: &&str| ((*key).to_owned(), TrafficReport { packets: 1_234_567_890, bytes: 1 << 40 });
         Status {
@@ -339,6 +356,19 @@ mod tests {
                 opened: 1_000_000_000,
                 established: 900_000_000,
                 closed: 999_900_000,
+            },
+            ports: vec![PortsReport {
+                address: [192, 0, 2, 1].into(),
+                tcp: PortLoad { used: 53_978, limit: 59_976 },
+                udp: PortLoad { used: 1, limit: 59_976 },
+                icmp: PortLoad { used: 0, limit: 65_536 },
+                mappings: 53_979,
+                failures: 17,
+            }],
+            processed: ProcessedReport {
+                bytes: 1 << 40,
+                nat_gateway_price_per_gb: 0.045,
+                nat_gateway_price: 46.08,
             },
             traffic: DIRECTIONS.iter().map(|(key, _)| traffic(key)).collect(),
             drops: BTreeMap::from([("bad_checksum".to_owned(), 0), ("no_session".to_owned(), 12_345)]),
@@ -432,6 +462,15 @@ mod tests {
         let text = text(&Status { ready: true, not_ready: Vec::new(), degraded, ..status() });
         let begin = "egret 0.1.0, up 2h 4m: ready, but DEGRADED\n  listener api: there is no target\n";
         assert!(text.starts_with(begin), "{text}");
+    }
+
+    #[test]
+    fn status_says_what_a_nat_gateway_would_have_taken() {
+        let text = text(&status());
+        assert!(
+            text.contains("1.0 TiB\n  for which a managed NAT gateway takes $46.08 ($0.045 a GB)\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -30,6 +30,19 @@ pub(super) fn bytes(bytes: u64) -> String {
     if unit == 0 { format!("{scaled} B") } else { format!("{scaled}.{tenths} {}", UNITS[unit]) }
 }
 
+/// `1.2 M`: two to four digits and a decimal prefix, with a space after the number.
+pub(super) fn scaled(number: f64) -> String {
+    let mut scaled = number;
+    for prefix in ["", "k", "M", "G"] {
+        if scaled < 999.5 {
+            let digits = usize::from(scaled < 99.95 && !(prefix.is_empty() && scaled.fract() == 0.0));
+            return format!("{scaled:.digits$} {prefix}");
+        }
+        scaled /= 1000.0;
+    }
+    format!("{scaled:.1} T")
+}
+
 /// `1,234,567`.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -57,6 +70,12 @@ mod tests {
     fn bytes_have_a_binary_unit() {
         let shown = [0, 1023, 1024, 1536, 5 << 20, u64::MAX].map(bytes);
         assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB", "15.9 EiB"]);
+    }
+
+    #[test]
+    fn rates_have_a_decimal_prefix() {
+        let shown = [0.0, 7.0, 7.25, 99.9, 999.0, 1234.0, 56_789.0, 1.2e9, 4.5e13].map(scaled);
+        assert_eq!(shown, ["0 ", "7 ", "7.2 ", "99.9 ", "999 ", "1.2 k", "56.8 k", "1.2 G", "45.0 T"]);
     }
 
     #[test]

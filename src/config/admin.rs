@@ -19,9 +19,11 @@ pub(super) fn read(reader: &mut Reader<'_>, root: &Section<'_>) -> Admin {
     let Some(section) = reader.section(root, "admin") else { return default };
     let listen = reader.parsed(&section, "listen", listen_address);
     let socket = reader.parsed(&section, "socket", socket_path);
+    let price = reader.number(&section, "nat_gateway_price_per_gb", &(0.0..=1000.0), "US dollars");
     Admin {
         listen: listen.map_or(default.listen, |listen| listen.value),
         socket: socket.map_or(default.socket, |socket| socket.value),
+        nat_gateway_price_per_gb: price.map_or(default.nat_gateway_price_per_gb, Price::from_dollars),
     }
 }
 
@@ -30,7 +32,30 @@ pub(super) fn write(out: &mut String, admin: &Admin) -> std::fmt::Result {
     writeln!(out, "\n[admin]")?;
     let listen = admin.listen.map_or_else(|| OFF.to_owned(), |listen| listen.to_string());
     writeln!(out, "listen = {}", string(&listen))?;
-    writeln!(out, "socket = {}", string(&admin.socket.to_string_lossy()))
+    writeln!(out, "socket = {}", string(&admin.socket.to_string_lossy()))?;
+    writeln!(out, "nat_gateway_price_per_gb = {:?}", admin.nat_gateway_price_per_gb.dollars())
+}
+
+/// An amount of money, in millionths of a US dollar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    micros: u32,
+}
+
+impl Price {
+    /// What a managed NAT gateway takes for a gigabyte in most regions: <https://aws.amazon.com/vpc/pricing/>.
+    pub const NAT_GATEWAY: Self = Self { micros: 45_000 };
+
+    /// In US dollars.
+    #[must_use]
+    pub fn dollars(self) -> f64 {
+        f64::from(self.micros) / 1e6
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts saturate")]
+    fn from_dollars(dollars: f64) -> Self {
+        Self { micros: (dollars * 1e6).round() as u32 }
+    }
 }
 
 fn listen_address(text: &str) -> Result<Option<SocketAddr>, String> {

@@ -4,7 +4,7 @@ use super::reader::{Reader, Section, alternatives};
 
 /// Every section with its keys. A key that is itself a section is looked into.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["datapath", "xdp", "nat", "forward", "aws", "admin"]),
+    ("", &["datapath", "xdp", "nat", "forward", "aws", "admin", "session_log"]),
     ("xdp", &["adjust_mtu"]),
     (
         "nat",
@@ -41,7 +41,8 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "terminating_hook",
         ],
     ),
-    ("admin", &["listen", "socket"]),
+    ("session_log", &["to", "opened", "new_destinations", "lines_per_second"]),
+    ("admin", &["listen", "socket", "nat_gateway_price_per_gb"]),
 ];
 
 /// Keys that the design has and this version does not.

@@ -15,6 +15,7 @@ mod problem;
 mod reader;
 mod render;
 mod resolve;
+mod session_log;
 mod targets;
 mod tls;
 
@@ -31,11 +32,12 @@ use toml::de::DeTable;
 use crate::datapath::{Choice, XdpConfig};
 use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
-pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET};
+pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET, Price};
 pub use problem::{Problem, Problems};
 use reader::{Reader, Section};
 pub use render::render;
 pub use resolve::{CloudFacts, HostFacts, ResolveError, Resolved, resolve};
+pub use session_log::{SessionLog, SessionLogTarget};
 
 /// Where the configuration is looked for if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/egret/egret.toml";
@@ -55,6 +57,7 @@ pub struct Config {
     pub forward: Vec<Forward>,
     pub aws: Aws,
     pub admin: Admin,
+    pub session_log: SessionLog,
     /// What is doubtful in the file, in the order of the lines.
     pub warnings: Vec<Problem>,
 }
@@ -175,11 +178,17 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
     /// The control socket, an absolute path.
     pub socket: PathBuf,
+    /// What the bytes that Egret has processed are priced at, for comparison.
+    pub nat_gateway_price_per_gb: Price,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: Some(DEFAULT_LISTEN), socket: PathBuf::from(DEFAULT_SOCKET) }
+        Self {
+            listen: Some(DEFAULT_LISTEN),
+            socket: PathBuf::from(DEFAULT_SOCKET),
+            nat_gateway_price_per_gb: Price::NAT_GATEWAY,
+        }
     }
 }
 
@@ -246,11 +255,22 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let aws = aws::read(&mut reader, &root);
     targets::check(&mut reader, &root, &forward, aws.enabled);
     let admin = admin::read(&mut reader, &root);
+    let session_log = session_log::read(&mut reader, &root);
     let Reader { mut problems, mut warnings, .. } = reader;
     problems.sort_by_key(|problem| problem.line);
     warnings.sort_by_key(|problem| problem.line);
     if problems.is_empty() {
-        Ok(Config { file: Some(path.to_owned()), datapath, xdp, nat, forward, aws, admin, warnings })
+        Ok(Config {
+            file: Some(path.to_owned()),
+            datapath,
+            xdp,
+            nat,
+            forward,
+            aws,
+            admin,
+            session_log,
+            warnings,
+        })
     } else {
         Err(Problems(problems))
     }

@@ -141,6 +141,29 @@ impl<'i> Reader<'i> {
         value.map(|value| Located { value, place: field.place })
     }
 
+    /// A number within `range`, whole or not.
+    pub(super) fn number(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        range: &RangeInclusive<f64>,
+        unit: &str,
+    ) -> Option<f64> {
+        let field = section.field(key)?;
+        let text = match field.value {
+            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str(),
+            DeValue::Float(float) => float.as_str(),
+            _ => return self.mismatch(&field, &format!("a number of {unit}")),
+        };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            let (text, least, most) = (shortened(text), range.start(), range.end());
+            let message = format!("{text} is out of range; use a number of {unit} from {least} to {most}");
+            self.error(&field.place, message);
+        }
+        number
+    }
+
     pub(super) fn boolean(&mut self, section: &Section<'_>, key: &str) -> Option<bool> {
         let field = section.field(key)?;
         match field.value {

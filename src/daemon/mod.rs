@@ -20,6 +20,7 @@ mod proc;
 mod ready;
 mod reload;
 mod services;
+mod session_log;
 mod settings;
 
 use std::fs::File;
@@ -38,7 +39,9 @@ use crate::admin::{self, Description, NoticeReport};
 use crate::config::{self, Config, HostFacts, Problems, ResolveError, Resolved};
 use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
 use crate::forward::{self, Mode};
+use crate::metrics::SessionLogCounts;
 use crate::nat;
+use crate::talkers::{Measure, Top};
 pub use checks::Refusal;
 use cloud::{Applied, Cloud};
 use discovery::Discovery;
@@ -50,6 +53,7 @@ use proc::Proc;
 pub use proc::ProcError;
 use ready::{Change, Readiness};
 use services::Control;
+use session_log::SessionLog;
 use settings::HostSettings;
 
 /// What the command line says.
@@ -171,6 +175,7 @@ struct Running {
     draining: Option<JoinHandle<()>>,
     forwarding: Forwarding,
     services: Control,
+    session_log: Arc<SessionLog>,
     settings: HostSettings,
     socket: admin::Socket,
     _namespace: File,
@@ -196,6 +201,7 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
         worker: running.handle.clone(),
         forwarding: running.forwarding.clone(),
         services: running.services.clone(),
+        session_log: Arc::clone(&running.session_log),
     };
     let mut servers = JoinSet::new();
     if let Some(http) = http {
@@ -232,6 +238,7 @@ struct Source {
     worker: Handle,
     forwarding: Forwarding,
     services: Control,
+    session_log: Arc<SessionLog>,
 }
 
 impl admin::Source for Source {
@@ -247,6 +254,18 @@ impl admin::Source for Source {
         let mut reports = self.forwarding.reports();
         reports.extend(self.services.reports().await?);
         Ok(reports)
+    }
+
+    fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+        logging::level(filter)
+    }
+
+    async fn talkers(&self, by: Measure, count: usize) -> Result<[Top; 2], Stopped> {
+        self.worker.talkers(by, count).await
+    }
+
+    fn session_log(&self) -> Option<SessionLogCounts> {
+        self.session_log.counts()
     }
 
     async fn driver_statistics(&self, interface: &str) -> Vec<(String, u64)> {
@@ -361,6 +380,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
     let (targets, services) = services::services();
     let served = served(&config.forward);
     services.configure(&served)?;
+    let (session_log, recorder) = SessionLog::start(&config.session_log)?;
     let worker = datapath::spawn(datapath.clone(), nat.clone(), Box::new(targets))?;
     forwarding.adopt(prepared).map_err(Error::Forward)?;
     let chosen = worker.chosen().clone();
@@ -379,6 +399,8 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         "started"
     );
     let handle = worker.handle();
+    // That it has stopped already is told elsewhere.
+    let _ = handle.observe(Box::new(recorder));
     let services = services.start(handle.clone(), forwarding.discover(), &served);
     let (source_dest_check, aws) = (cloud.source_dest_check(), cloud.report());
     let (notices, draining) = (Vec::new(), false);
@@ -392,6 +414,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         aws_failing_since,
         notices,
         draining,
+        nat_gateway_price_per_gb: config.admin.nat_gateway_price_per_gb.dollars(),
     };
     let (description, _) = watch::channel(description);
     let outlook = Outlook::start(&config.aws);
@@ -408,6 +431,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         draining: None,
         forwarding,
         services,
+        session_log: Arc::new(session_log),
         settings,
         socket,
         _namespace: namespace,

@@ -89,10 +89,12 @@ impl Running {
         let (aws, admin) = (Aws { enabled, hooks, ..config.aws }, Admin { listen, ..config.admin });
         self.config = Config { aws, admin, ..config };
         self.cloud.want(&self.config.aws);
+        self.session_log.configure(&self.config.session_log);
         self.applied = applied;
         self.description.send_modify(|description| {
             description.nat = resolved.nat;
             description.config.bypass = bypass;
+            description.nat_gateway_price_per_gb = self.config.admin.nat_gateway_price_per_gb.dollars();
         });
         Ok(())
     }

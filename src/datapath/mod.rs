@@ -7,6 +7,7 @@
 //! Leaves alone whatever is not NAT's: the host's own traffic, other protocols than IPv4, broadcast and multicast.
 //! Changes no setting of the host; what it attaches to interfaces is gone when it has stopped.
 
+mod accounting;
 mod af_packet;
 mod classifier;
 mod filter;
@@ -257,6 +258,12 @@ impl SessionFilter {
                 [record.internal.port, record.external.port, record.remote.port].contains(&port)
             })
     }
+}
+
+/// Is told of what happens to sessions, on the packet worker's thread: it must not wait for anything.
+pub trait Observer: std::fmt::Debug + Send {
+    /// Something has happened.
+    fn handle_event(&mut self, event: &nat::Event);
 }
 
 /// A part of the session table.

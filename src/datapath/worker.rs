@@ -16,13 +16,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{oneshot, watch};
 
+use super::accounting::Accounting;
 use super::af_packet::{AfPacket, Port};
 use super::classifier::{ClassifierConfig, Roles};
 use super::netlink::{self, Change, Events, EventsError, Topology};
 use super::sys;
 use super::xdp::Xdp;
-use super::{Choice, Chosen, Config, Error, Kind, SessionFilter, SessionPage, Snapshot, Stopped};
+use super::{Choice, Chosen, Config, Error, Kind, Observer, SessionFilter, SessionPage, Snapshot, Stopped};
 use crate::nat::{self, Balancer, Engine, Event, SessionRecord, Side};
+use crate::talkers::{Measure, Top, Window};
 use crate::time::Instant;
 
 /// Starts the packet worker in the network namespace of the calling thread. Packets flow when this returns, as far
@@ -124,6 +126,22 @@ impl Handle {
         self.ask(|reply| Command::ScanSessions(from, filter, reply)).await
     }
 
+    /// The most talkative of the last minute and of the last hour, by `by`, at most `count` of each kind.
+    ///
+    /// # Errors
+    /// The worker has stopped.
+    pub async fn talkers(&self, by: Measure, count: usize) -> Result<[Top; 2], Stopped> {
+        self.ask(|reply| Command::Talkers(by, count, reply)).await
+    }
+
+    /// Has `observer` told of what happens to sessions from now on.
+    ///
+    /// # Errors
+    /// The worker has stopped.
+    pub fn observe(&self, observer: Box<dyn Observer>) -> Result<(), Stopped> {
+        self.send(Command::Observe(observer))
+    }
+
     /// Changes the engine's configuration and the destinations that are never translated. On an error, which comes at
     /// once, nothing has changed. Otherwise the answer comes when the change is in force: after all flows have come
     /// home from the fast path, and after the changes that were asked for before. More internal prefixes than a filter
@@ -168,6 +186,8 @@ impl Handle {
 enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     ScanSessions(u32, SessionFilter, oneshot::Sender<SessionPage>),
+    Talkers(Measure, usize, oneshot::Sender<[Top; 2]>),
+    Observe(Box<dyn Observer>),
     Reconfigure(Box<Reconfiguration>),
     Stop,
 }
@@ -254,6 +274,8 @@ impl Core {
             addresses: Vec::new(),
             refresh: Refresh::default(),
             tick_at: Instant::ORIGIN,
+            accounting: Accounting::default(),
+            observer: None,
             xdp_not_before: Instant::ORIGIN,
             trouble: None,
         };
@@ -309,6 +331,8 @@ struct State {
     addresses: Vec<(u32, Ipv4Addr)>,
     refresh: Refresh,
     tick_at: Instant,
+    accounting: Accounting,
+    observer: Option<Box<dyn Observer>>,
     /// When the program may be attached again, if it could not be.
     xdp_not_before: Instant,
     /// What went wrong last, if it has not been mended since.
@@ -343,6 +367,7 @@ impl State {
             }
             self.reconfigure_waiting();
             self.drain_events();
+            more |= self.accounting.look(self.now, &mut self.engine, self.xdp.as_ref());
         }
     }
 
@@ -409,6 +434,11 @@ impl State {
                 }
                 let _ = reply.send(page);
             }
+            Command::Talkers(by, count, reply) => {
+                let windows = [Window::Minute, Window::Hour];
+                let _ = reply.send(windows.map(|window| self.accounting.top(self.now, window, by, count)));
+            }
+            Command::Observe(observer) => self.observer = Some(observer),
             Command::Reconfigure(wanted) => self.prepare(*wanted),
         }
         std::ops::ControlFlow::Continue(())
@@ -653,6 +683,10 @@ impl State {
     fn drain_events(&mut self) {
         while let Some(event) = self.engine.poll_event() {
             log(&event);
+            self.accounting.take_in(self.now, &event);
+            if let Some(observer) = &mut self.observer {
+                observer.handle_event(&event);
+            }
         }
     }
 }

@@ -176,6 +176,11 @@ metrics! {
     CERTIFICATE_EXPIRY = "egret_forward_certificate_expiry_timestamp_seconds", Gauge, "seconds since 1970", ["listener"],
         "When the listener's certificate ends", "";
 
+    LOG_LINES = "egret_session_log_lines_total", Counter, "lines", [],
+        "Lines of the session log written", "";
+    LOG_LOST = "egret_session_log_lost_lines_total", Counter, "lines", ["reason"],
+        "Lines lost: queue (the writer could not keep up), rate (beyond lines_per_second), write (the file could not be written)", "";
+
     AWS_CALLS = "egret_aws_calls_total", Counter, "calls", ["action", "outcome"],
         "Calls of the API", "";
     AWS_FAILING = "egret_aws_failing_seconds", Gauge, "seconds", [],

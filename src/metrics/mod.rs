@@ -40,10 +40,22 @@ pub struct Sample<'a> {
     pub degraded: usize,
     pub draining: bool,
     pub listeners: &'a [Report],
+    /// Unset if there is none.
+    pub session_log: Option<SessionLogCounts>,
     /// Unset if AWS is not asked.
     pub aws: Option<Aws<'a>>,
     /// Of each interface (`external`, `internal`), what its driver counts.
     pub drivers: &'a [(&'a str, Vec<(String, u64)>)],
+}
+
+/// What has become of the lines of the session log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionLogCounts {
+    pub written: u64,
+    /// Lost: the writer could not keep up, the rate was exceeded, or the file could not be written.
+    pub queue_full: u64,
+    pub over_rate: u64,
+    pub not_written: u64,
 }
 
 /// What is known of AWS.
@@ -70,6 +82,11 @@ pub fn render(sample: &Sample<'_>) -> Result<String, Error> {
     fast_path(&mut page, sample.snapshot);
     datapath(&mut page, sample.snapshot);
     forwarding::add(&mut page, sample.listeners);
+    if let Some(log) = &sample.session_log {
+        page.one(&LOG_LINES, count(log.written));
+        let lost = [("queue", log.queue_full), ("rate", log.over_rate), ("write", log.not_written)];
+        page.add(&LOG_LOST, lost.map(|(reason, lines)| (vec![reason], count(lines))));
+    }
     if let Some(aws) = &sample.aws {
         add_aws(&mut page, aws);
     }

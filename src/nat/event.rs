@@ -145,6 +145,12 @@ pub struct SessionRecord {
     pub bytes_in: u64,
     /// The fast path carries it: the counts lack what its flows hold ([`super::Engine::flow_keys`]).
     pub offloaded: bool,
+    /// What [`super::Engine::account`] has not told yet; of a closed session, the rest.
+    #[serde(skip)]
+    pub fresh: Traffic,
+    /// It took its external port: it was the first of its mapping.
+    #[serde(skip)]
+    pub took_port: bool,
 }
 
 impl SessionRecord {
@@ -154,6 +160,8 @@ impl SessionRecord {
         self.bytes_out += out.bytes;
         self.packets_in += back.packets;
         self.bytes_in += back.bytes;
+        self.fresh.packets += out.packets + back.packets;
+        self.fresh.bytes += out.bytes + back.bytes;
         let last_use = wheel::instant(wheel::tick(out.last_use.max(back.last_use)));
         self.idle = self.idle.min(now - last_use);
     }

@@ -28,6 +28,7 @@ mod translate;
 mod wheel;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::Ipv4Addr;
 
 use siphasher::sip::SipHasher13;
 
@@ -261,6 +262,12 @@ impl Engine {
         self.pool.address_use()
     }
 
+    /// How many places the table of sessions has.
+    #[must_use]
+    pub fn places(&self) -> u32 {
+        self.table.sessions.places()
+    }
+
     /// Visits the sessions in `slots` places of the table from place `from` on. Gives the place to go on from,
     /// `None` at the end of the table. Sessions that open or close between calls may be missed.
     pub fn scan_sessions(
@@ -280,12 +287,38 @@ impl Engine {
         (end < places).then_some(end)
     }
 
+    /// Tells what the sessions in `slots` places of the table from place `from` on have carried since this was last
+    /// asked: the internal and the remote address of each that has carried anything. `usage` says what flows of the fast
+    /// path hold. A session that closes tells the rest by its event. Gives the place to go on from, `None` at the end of
+    /// the table.
+    pub fn account(
+        &mut self,
+        from: u32,
+        slots: u32,
+        mut usage: impl FnMut(FlowKeys) -> [Option<Usage>; 2],
+        mut visit: impl FnMut(Ipv4Addr, Ipv4Addr, Traffic),
+    ) -> Option<u32> {
+        let places = self.table.sessions.places();
+        let end = from.saturating_add(slots).min(places);
+        for id in from..end {
+            let Some(session) = self.table.sessions.get(id) else { continue };
+            let keys = (session.carrier == Carrier::FastPath).then(|| self.flows_of(session)).flatten();
+            let flows = keys.map_or([None; 2], |(keys, _)| usage(keys));
+            let Some(session) = self.table.sessions.get_mut(id) else { continue };
+            let traffic = session.account(flows);
+            if traffic.bytes > 0 {
+                visit(session.internal.address, session.remote.address, traffic);
+            }
+        }
+        (end < places).then_some(end)
+    }
+
     fn drop(&mut self, reason: DropReason) -> Verdict {
         self.counters.drops[reason as usize] += 1;
         Verdict::Drop(reason)
     }
 
-    fn is_internal(&self, address: std::net::Ipv4Addr) -> bool {
+    fn is_internal(&self, address: Ipv4Addr) -> bool {
         self.config.internal.iter().any(|prefix| prefix.contains(&address))
     }
 

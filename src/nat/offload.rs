@@ -328,7 +328,7 @@ impl Engine {
     }
 
     /// What the flows of a session are found by, and the other session of a hairpinned conversation.
-    fn flows_of(&self, session: &Session) -> Option<(FlowKeys, Option<Id>)> {
+    pub(super) fn flows_of(&self, session: &Session) -> Option<(FlowKeys, Option<Id>)> {
         let out = session.outbound();
         if !session.hairpin {
             return Some((FlowKeys { out, back: session.inbound() }, None));

@@ -187,12 +187,14 @@ impl Engine {
 
     pub(super) fn open(&mut self, now: Instant, mapping: Id, remote: Endpoint, side: Side, role: Role) -> Id {
         let Some(found) = self.table.mappings.get_mut(mapping) else { return super::slab::NONE };
+        let took_port = found.sessions == 0;
         found.sessions += 1;
         let key =
             SessionKey { protocol: found.protocol, internal: found.internal, external: found.external, remote };
         let mut session = Session::new(now, &key, side);
         session.mapping = mapping;
         session.role = role;
+        session.took_port = took_port;
         session.hairpin = self.pool.find(remote.address).is_some();
         if key.protocol == Protocol::TCP {
             session.state = SessionState::Tcp(TcpState::SynSent);

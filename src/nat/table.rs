@@ -1,7 +1,7 @@
 //! The engine's tables: sessions and mappings, each found by what stands on either side of the NAT.
 
 use super::config::{Timeouts, listener};
-use super::event::{SessionRecord, SessionState, Side};
+use super::event::{SessionRecord, SessionState, Side, Traffic};
 use super::index::{Chain, Index, Key, Secret};
 use super::offload::Usage;
 use super::slab::{Id, NONE, Slab};
@@ -38,6 +38,10 @@ pub struct Session {
     pub role: Role,
     /// TCP: who has reset it.
     pub reset_by: Option<Side>,
+    /// It took its external port: it was the first of its mapping.
+    pub took_port: bool,
+    /// Of its bytes, those that were told by [`super::Engine::account`], in [`ACCOUNT_UNIT`]; wraps.
+    accounted: u32,
     /// Packets since it was opened, has come home, or was refused by the fast path; saturates.
     pub seen: u16,
     pub opened_at: Instant,
@@ -64,6 +68,8 @@ impl Session {
             role: Role::Plain,
             reset_by: None,
             seen: 0,
+            took_port: false,
+            accounted: 0,
             mapping: NONE,
             next_by_internal: NONE,
             next_by_external: NONE,
@@ -118,6 +124,41 @@ impl Session {
             let marks = |usage: Option<Usage>| usage.filter(|usage| usage.packets > 0).map(|usage| usage.marks);
             self.connection.merge(marks(out), marks(back));
         }
+    }
+
+    /// What it has carried since it was last told, its flows having carried `flows` beside its own counts. Its packets
+    /// are shared out as its bytes are.
+    pub fn account(&mut self, flows: [Option<Usage>; 2]) -> Traffic {
+        let traffic = self.unaccounted(flows);
+        let told = u32::try_from(traffic.bytes / ACCOUNT_UNIT).unwrap_or(u32::MAX);
+        self.accounted = self.accounted.wrapping_add(told);
+        Traffic { bytes: u64::from(told) * ACCOUNT_UNIT, ..traffic }
+    }
+
+    fn unaccounted(&self, flows: [Option<Usage>; 2]) -> Traffic {
+        let of_flows = |of: fn(&Usage) -> u64| flows.iter().flatten().map(of).sum::<u64>();
+        let bytes = self.bytes_out + self.bytes_in + of_flows(|usage| usage.bytes);
+        let packets = self.packets_out + self.packets_in + of_flows(|usage| usage.packets);
+        // As much of the counter as is kept; it is looked at long before as much again has passed.
+        let told = u64::from(self.accounted) * ACCOUNT_UNIT;
+        let mut fresh = bytes.wrapping_sub(told) & ACCOUNT_MASK;
+        if fresh > ACCOUNT_MASK / 2 {
+            // On their way home, flows have told more than is here yet.
+            fresh = 0;
+        }
+        if fresh == bytes {
+            return Traffic { packets, bytes };
+        }
+        let share = u128::from(packets) * u128::from(fresh) / u128::from(bytes.max(1));
+        Traffic { packets: u64::try_from(share).unwrap_or(u64::MAX), bytes: fresh }
+    }
+
+    /// Its counts begin anew.
+    pub fn restart(&mut self, now: Instant) {
+        self.opened_at = now;
+        (self.packets_out, self.bytes_out, self.packets_in, self.bytes_in) = (0, 0, 0, 0);
+        self.accounted = 0;
+        self.took_port = false;
     }
 
     /// Takes note of a flow's last use.
@@ -180,6 +221,8 @@ impl Session {
             packets_in: self.packets_in,
             bytes_in: self.bytes_in,
             offloaded: self.carrier == Carrier::FastPath,
+            fresh: self.unaccounted([None; 2]),
+            took_port: self.took_port,
         }
     }
 }
@@ -363,6 +406,10 @@ pub fn deadline(session: &Session, timeouts: &Timeouts) -> Tick {
 const fn has_ports(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP)
 }
+
+/// Bytes.
+const ACCOUNT_UNIT: u64 = 64;
+const ACCOUNT_MASK: u64 = (1 << 38) - 1;
 
 macro_rules! chain {
     ($name:ident, $entry:ty, $next:ident, |$e:ident| $key:expr) => {

@@ -273,11 +273,10 @@ impl Engine {
         self.counters.census.remove(session.protocol, session.state);
         session.state = SessionState::Tcp(TcpState::SynSent);
         session.connection = Connection::default();
-        session.opened_at = now;
+        session.restart(now);
         session.established = false;
         session.seen = 0;
         session.reset_by = None;
-        (session.packets_out, session.bytes_out, session.packets_in, session.bytes_in) = (0, 0, 0, 0);
         let opener = std::mem::replace(&mut session.opened_by, side);
         let (internal, record) = (session.internal.address, session.record(now));
         self.hosts.changed_opener(internal, opener, side);

@@ -496,3 +496,35 @@ fn record_of_a_session_in_the_fast_path_can_be_completed() {
     nat.engine.recall(0, u32::MAX);
     assert_eq!(nat.engine.flow_keys(&nat.session()), None);
 }
+
+#[test]
+fn what_flows_carry_is_told_while_they_live_and_once() {
+    let mut nat = offering(2);
+    let keys = udp_away(&mut nat).keys();
+    let now = nat.now;
+    let usage = |packets, bytes| Usage { packets, bytes, last_use: now, marks: TcpMarks::default() };
+    let mut told = 0;
+    let mut pass = |nat: &mut Nat, flows: [Option<Usage>; 2]| {
+        let before = told;
+        nat.engine.account(
+            0,
+            u32::MAX,
+            |asked| {
+                assert_eq!(asked, keys);
+                flows
+            },
+            |_, _, traffic| told += traffic.bytes,
+        );
+        told - before
+    };
+    let first = pass(&mut nat, [Some(usage(10, 6_400)), Some(usage(1, 640))]);
+    assert!(first >= 7_040, "{first}");
+    assert_eq!(pass(&mut nat, [Some(usage(20, 12_800)), Some(usage(1, 640))]), 6_400);
+    assert_eq!(nat.engine.recall(0, u32::MAX), None);
+    assert_eq!(pass(&mut nat, [None; 2]), 0, "flows on their way home are not told again");
+    remove(&mut nat, keys, usage(30, 19_200), usage(1, 640));
+    assert_eq!(pass(&mut nat, [None; 2]), 6_400, "what had not been told");
+    let mut whole = 0;
+    nat.engine.scan_sessions(now, 0, u32::MAX, |record| whole = record.bytes_out + record.bytes_in);
+    assert!(whole - told < 64, "{told} of {whole}");
+}

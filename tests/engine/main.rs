@@ -11,6 +11,7 @@
     reason = "what is wrong in a test is to fail it"
 )]
 
+mod accounting;
 mod attackers;
 mod fast_path;
 mod fragments;

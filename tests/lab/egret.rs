@@ -124,6 +124,12 @@ impl Egret {
         self.host.run_for(DEADLINE, &all, "")
     }
 
+    /// The path of its control socket.
+    #[must_use]
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
     /// Gives it another configuration, as a service manager does.
     ///
     /// # Errors

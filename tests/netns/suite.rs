@@ -16,6 +16,7 @@ mod own_traffic;
 #[path = "../support/pki.rs"]
 mod pki;
 mod programs;
+mod talkers;
 mod wire;
 
 use crate::lab::{self, Failure, Host, Lab, Process, Result};

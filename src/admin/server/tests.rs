@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use tokio::io::AsyncBufReadExt;
 
 use super::*;
-use crate::admin::TrafficReport;
 use crate::admin::client::Client;
 use crate::admin::testing::{Fake, description, fake};
+use crate::admin::{Measure, TrafficReport};
 use crate::datapath::{FastPath, Miss};
 use crate::nat::{DropReason, Traffic};
 
@@ -86,6 +86,48 @@ async fn status_tells_readiness_traffic_and_drops() {
     assert_eq!(status.drops.len(), DropReason::ALL.len());
     assert_eq!(status.traffic["in_from_internal"], TrafficReport { packets: 1, bytes: 100 });
     assert!(status.datapath_counters.contains_key("received"), "{:?}", status.datapath_counters);
+}
+
+#[tokio::test]
+async fn talkers_come_with_their_networks_and_a_limit() {
+    let path = start("talkers", fake());
+    let told = with_client(path.clone(), |client| client.talkers(Measure::Bytes, 5)).await.unwrap();
+    assert_eq!(told.last_minute, told.last_hour);
+    assert_eq!(told.last_minute.internal[0].who, "10.0.0.1");
+    assert_eq!(told.last_minute.remote[0].who, "192.0.2.0/24");
+    assert_eq!((told.last_hour.remote[0].bytes, told.last_hour.remote[0].ports), (1000, 1));
+    let refused = with_client(path, |client| client.talkers(Measure::Bytes, 101)).await.unwrap_err();
+    assert_eq!(refused.to_string(), "the daemon refused: limit is 101; use at most 100");
+}
+
+#[tokio::test]
+async fn log_level_is_told_and_changed() {
+    let path = start("log-level", fake());
+    let level = async |filter: Option<&str>| {
+        let filter = filter.map(str::to_owned);
+        with_client(path.clone(), |client| client.log_level(filter)).await
+    };
+    assert_eq!(level(None).await.unwrap(), "info");
+    assert_eq!(level(Some("debug")).await.unwrap(), "debug");
+    assert_eq!(
+        level(Some("nonsense")).await.unwrap_err().to_string(),
+        "the daemon refused: nonsense is no filter"
+    );
+}
+
+#[test]
+fn root_and_whoever_runs_the_daemon_may_change_something() {
+    let ours = nix::unistd::geteuid().as_raw();
+    assert!(is_trusted(0) && is_trusted(ours));
+    assert!(!is_trusted(65_534) && !is_trusted(ours + 1000));
+}
+
+#[tokio::test]
+async fn status_tells_what_a_nat_gateway_would_have_taken() {
+    let status = with_client(start("price", fake()), Client::status).await.unwrap();
+    assert_eq!(status.processed.bytes, 100);
+    let expected = 100.0 / f64::from(1 << 30) * 0.045;
+    assert!((status.processed.nat_gateway_price - expected).abs() < 1e-12, "{:?}", status.processed);
 }
 
 #[tokio::test]

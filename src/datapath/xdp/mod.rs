@@ -27,7 +27,7 @@ use super::forwarding::Forwarded;
 use super::sys::{self, BATCH, OurInterface, OurInterfaces, Rules, XdpLink};
 use super::vnet::VnetHeader;
 use super::{FastPath, XdpConfig};
-use crate::nat::{Counters, Engine, Offload, SessionRecord, Traffic};
+use crate::nat::{Counters, Engine, FlowKeys, Offload, SessionRecord, Traffic, Usage};
 use crate::time::Instant;
 use crate::wire;
 
@@ -301,6 +301,11 @@ impl Xdp {
             let [out, back] = self.flows.usage(now, &keys);
             record.add(now, out.unwrap_or_default(), back.unwrap_or_default());
         }
+    }
+
+    /// What both flows have carried so far; nothing of one that is not carried.
+    pub fn usage(&self, now: Instant, keys: &FlowKeys) -> [Option<Usage>; 2] {
+        self.flows.usage(now, keys)
     }
 
     fn open_sockets(&mut self, wanted: &[Queues], mtu: u32) -> Result<(), XdpError> {
