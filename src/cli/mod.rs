@@ -79,6 +79,9 @@ struct Run {
     /// Print what would be changed at EC2, and change nothing, there or here.
     #[arg(long = "dry-run")]
     foresee: bool,
+    /// How to print that.
+    #[arg(long, value_enum, default_value_t = Format::Text, requires = "foresee")]
+    output: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -144,13 +147,17 @@ fn init_logging(format: Format) {
 fn foresee(run: Run) -> anyhow::Result<ExitCode> {
     init_logging(run.log_format);
     let foreseen = daemon::foresee(&daemon::Options { config: run.config, socket: run.socket })?;
-    print(|out| match &foreseen.changes[..] {
-        _ if !foreseen.is_on => writeln!(out, "aws is not asked (aws.enabled)"),
-        [] => writeln!(out, "nothing to change"),
-        changes => changes.iter().try_for_each(|change| writeln!(out, "would {change}")),
-    })?;
-    for problem in &foreseen.problems {
-        eprintln!("{problem}");
+    if run.output == Format::Json {
+        print_json(&foreseen)?;
+    } else {
+        print(|out| match &foreseen.changes[..] {
+            _ if !foreseen.is_on => writeln!(out, "aws is not asked (aws.enabled)"),
+            [] => writeln!(out, "nothing to change"),
+            changes => changes.iter().try_for_each(|change| writeln!(out, "would {change}")),
+        })?;
+        for problem in &foreseen.problems {
+            eprintln!("{problem}");
+        }
     }
     Ok(if foreseen.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -32,7 +32,7 @@ pub(super) fn is_on(switch: Switch) -> bool {
 }
 
 /// Starts the tasks, once the external interface's identity is known or has been waited for long enough.
-pub(super) async fn start(config: &datapath::Config, wanted: &Aws) -> Cloud {
+pub(super) async fn start(config: &datapath::Config, wanted: &Aws, calls: Calls) -> Cloud {
     let interfaces = interfaces(config);
     let imds = Imds::new();
     let mut seen = Seen { identities: vec![None; interfaces.len()], state: None };
@@ -48,7 +48,7 @@ pub(super) async fn start(config: &datapath::Config, wanted: &Aws) -> Cloud {
         let tender = Tender { imds, interface, index, every: REFRESH, seen, refresh: Arc::clone(&refresh) };
         tasks.spawn(tender.run());
     }
-    tasks.spawn(reconcile(seen.clone(), wanted.subscribe(), Arc::clone(&refresh)));
+    tasks.spawn(reconcile(seen.clone(), wanted.subscribe(), Arc::clone(&refresh), calls));
     tasks.spawn(tell(config.external.clone(), seen.subscribe(), known));
     Cloud::new(receiver, wanted, refresh, tasks)
 }
@@ -141,14 +141,19 @@ impl Seen {
 }
 
 /// Keeps up what is desired, from the first identity on.
-async fn reconcile(seen: watch::Sender<Seen>, mut wanted: watch::Receiver<Aws>, refresh: Arc<Notify>) {
+async fn reconcile(
+    seen: watch::Sender<Seen>,
+    mut wanted: watch::Receiver<Aws>,
+    refresh: Arc<Notify>,
+    calls: Calls,
+) {
     let mut changes = seen.subscribe();
     let any = |seen: &Seen| seen.identities.iter().flatten().next().map(|identity| identity.region.clone());
     let Some(region) = changes.wait_for(|seen| any(seen).is_some()).await.ok().and_then(|seen| any(&seen))
     else {
         return;
     };
-    let ec2 = Ec2::new(&aws::sdk_config(&region).await, Calls::default(), CALL_TIMEOUT);
+    let ec2 = Ec2::new(&aws::sdk_config(&region).await, calls, CALL_TIMEOUT);
     let desired = watch::Sender::new(changes.borrow_and_update().desired(&wanted.borrow_and_update()));
     let reconciler = Reconciler::new(ec2, desired.subscribe(), refresh, Timing::default());
     let mut state = reconciler.state();

@@ -21,6 +21,13 @@ pub(super) struct Cloud {
     _tasks: JoinSet<()>,
 }
 
+/// What everybody who calls the cloud's API counts their calls with. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted {
+    #[cfg(feature = "aws")]
+    pub(super) calls: crate::aws::Calls,
+}
+
 /// What is known at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Known {
@@ -70,13 +77,13 @@ impl Cloud {
     /// Asks the cloud, if `wanted` says so, about the interfaces of a configuration. Takes some 5 s at most; what is
     /// not known by then comes later.
     #[cfg_attr(not(feature = "aws"), allow(clippy::unused_async, reason = "there is nobody to wait for"))]
-    pub(super) async fn start(wanted: &Aws, resolved: &Resolved) -> Self {
+    pub(super) async fn start(wanted: &Aws, resolved: &Resolved, counted: &Counted) -> Self {
         #[cfg(feature = "aws")]
         if super::aws::is_on(wanted.enabled) {
-            return super::aws::start(&resolved.datapath, wanted).await;
+            return super::aws::start(&resolved.datapath, wanted, counted.calls.clone()).await;
         }
         #[cfg(not(feature = "aws"))]
-        let _ = resolved;
+        let _ = (resolved, counted);
         let (_, known) = watch::channel(Known::default());
         Self::new(known, watch::Sender::new(wanted.clone()), Arc::default(), JoinSet::new())
     }

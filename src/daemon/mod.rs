@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -40,7 +41,7 @@ use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, 
 use crate::forward::{self, Mode};
 use crate::nat;
 pub use checks::Refusal;
-use cloud::{Applied, Cloud};
+use cloud::{Applied, Cloud, Counted};
 use discovery::Discovery;
 use forwarding::Forwarding;
 pub use logging::{LogFormat, init_logging};
@@ -106,9 +107,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 /// What the daemon would do at EC2, in words; see [`foresee`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Foreseen {
     /// Whether AWS is asked at all.
+    #[serde(rename = "aws")]
     pub is_on: bool,
     /// In the order in which they would be made.
     pub changes: Vec<String>,
@@ -324,11 +326,12 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     }
     let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
     passed.keep(&listen);
-    let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled)));
+    let counted = Counted::default();
+    let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled, &counted)));
     let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
-    let cloud = Cloud::start(&config.aws, &resolved).await;
+    let cloud = Cloud::start(&config.aws, &resolved, &counted).await;
     let applied = cloud.applied();
     host.cloud.clone_from(&applied.0);
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
@@ -361,7 +364,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let (notices, draining) = (Vec::new(), false);
     let description = Description { chosen, config: datapath, nat, source_dest_check, aws, notices, draining };
     let (description, _) = watch::channel(description);
-    let outlook = Outlook::start(&config.aws);
+    let outlook = Outlook::start(&config.aws, &counted);
     let running = Running {
         options: options.clone(),
         proc,

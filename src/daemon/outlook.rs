@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Running;
+use super::cloud::Counted;
 use super::forwarding::Forwarding;
 use super::services::Control;
 use crate::admin::NoticeReport;
@@ -32,13 +33,13 @@ pub(super) struct Progress {
 
 impl Outlook {
     /// Begins to look out, if AWS is on.
-    pub(super) fn start(aws: &Aws) -> Self {
+    pub(super) fn start(aws: &Aws, counted: &Counted) -> Self {
         #[cfg(feature = "aws")]
         if super::aws::is_on(aws.enabled) {
-            return super::instance::start(&aws.hooks);
+            return super::instance::start(&aws.hooks, counted.calls.clone());
         }
         #[cfg(not(feature = "aws"))]
-        let _ = aws;
+        let _ = (aws, counted);
         Self::new(watch::Sender::default().subscribe(), watch::Sender::default(), JoinSet::new())
     }
 
