@@ -5,7 +5,7 @@
 //! | rank | modules |
 //! |---|---|
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
-//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups |
+//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups; [`failover`]: who hosts which gateway |
 //! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2 |
 //! | 3 | [`config`]: the file; [`admin`]: the control socket |
 //! | 4 | [`daemon`]: the composition |
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+pub mod failover;
 pub mod forward;
 pub mod nat;
 pub mod time;
