@@ -30,6 +30,8 @@ use toml::de::DeTable;
 use crate::datapath::{Choice, XdpConfig};
 use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
+/// What is in `failover.key_file`.
+pub use crate::peer::Key as PeerKey;
 pub use problem::{Problem, Problems};
 use reader::{Reader, Section, quoted};
 pub use render::render;
