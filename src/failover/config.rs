@@ -106,6 +106,8 @@ pub enum ConfigError {
     DeadAfter { heartbeat: Duration, dead_after: Duration },
     #[error("{0} must not be zero")]
     Zero(&'static str),
+    #[error("an instance's name and interface cannot change while it runs")]
+    Identity,
 }
 
 impl Config {

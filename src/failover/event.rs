@@ -87,7 +87,7 @@ pub enum Event {
     },
     /// Nothing was called for this long, and all that was known is stale.
     Asleep {
-        for_: Duration,
+        gap: Duration,
     },
 }
 

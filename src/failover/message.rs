@@ -41,8 +41,9 @@ pub struct Heartbeat {
     pub health: Health,
     /// Is about to stop, and takes nothing over.
     pub leaving: bool,
-    /// The peers that the sender hears.
-    pub hears: Vec<String>,
+    /// The peers that the sender has not heard for `dead_after`. One that it has only begun to listen for is not
+    /// among them.
+    pub misses: Vec<String>,
     /// The gateways that the sender has, or is about to have.
     pub hosts: Vec<Hosting>,
 }
@@ -174,13 +175,13 @@ impl Message {
             Self::Hello(hello) => hello.check(),
             Self::Heartbeat(heartbeat) => {
                 let hosts = heartbeat.hosts.iter().map(|hosting| &hosting.gateway);
-                for (what, count) in [("peers", heartbeat.hears.len()), ("gateways", heartbeat.hosts.len())] {
+                for (what, count) in [("peers", heartbeat.misses.len()), ("gateways", heartbeat.hosts.len())] {
                     if count > MOST_PEERS + 1 {
                         let gateway = "of a heartbeat".to_owned();
                         return Err(ConfigError::TooMany { gateway, what, count, most: MOST_PEERS + 1 });
                     }
                 }
-                heartbeat.hears.iter().chain(hosts).try_for_each(|name| config::check_name(name))
+                heartbeat.misses.iter().chain(hosts).try_for_each(|name| config::check_name(name))
             }
             Self::Offer(Offer { gateway, .. }) | Self::Answer(Answer { gateway, .. }) => {
                 config::check_name(gateway)
