@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
 //! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups; [`failover`]: who hosts which gateway |
-//! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2 |
+//! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2; [`peer`]: between instances |
 //! | 3 | [`config`]: the file; [`admin`]: the control socket |
 //! | 4 | [`daemon`]: the composition |
 //! | 5 | [`cli`]: the command line |
@@ -28,5 +28,6 @@ pub mod datapath;
 pub mod failover;
 pub mod forward;
 pub mod nat;
+pub mod peer;
 pub mod time;
 pub mod wire;

@@ -83,6 +83,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("webpki", &["forward"]),
     ("hickory_resolver", &["forward"]),
     ("listenfd", &["daemon"]),
+    ("getrandom", &["peer"]),
+    ("snow", &["peer"]),
+    ("zeroize", &["peer"]),
 ];
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod doctor;
 mod drain;
+mod peer_key;
 mod sessions;
 mod status;
 mod text;
@@ -63,6 +64,10 @@ enum Command {
     ///
     /// Exit code: 0 if nothing is wrong, 1 with warnings, 2 with errors.
     Doctor(doctor::Arguments),
+    /// Make the key that the peers of a fleet share. Each of them gets a copy.
+    ///
+    /// Exit code: 0, or 1 if the file is there already or cannot be written.
+    PeerKey(peer_key::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -116,6 +121,7 @@ impl Cli {
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
             Command::Doctor(arguments) => doctor::execute(arguments),
+            Command::PeerKey(arguments) => peer_key::execute(&arguments),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::reader::{Reader, Section, alternatives};
 
 /// Every section with its keys. A key that is itself a section is looked into.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["datapath", "xdp", "nat", "forward", "aws", "admin"]),
+    ("", &["datapath", "xdp", "nat", "forward", "aws", "failover", "admin"]),
     ("xdp", &["adjust_mtu"]),
     (
         "nat",
@@ -41,11 +41,26 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "terminating_hook",
         ],
     ),
+    (
+        "failover",
+        &[
+            "gateway",
+            "key_file",
+            "listen",
+            "peers",
+            "fallback_nat_gateway",
+            "heartbeat_interval",
+            "dead_after",
+            "failback",
+            "hold_down",
+            "egress_probes",
+        ],
+    ),
     ("admin", &["socket"]),
 ];
 
 /// Keys that the design has and this version does not.
-const LATER: &[&str] = &["failover", "admin.listen"];
+const LATER: &[&str] = &["admin.listen"];
 
 /// Notes every key of the document that is not known.
 pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {

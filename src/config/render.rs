@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::nat::{EXHAUSTIONS, FILTERINGS, MAPPINGS, PROFILES};
-use super::{Config, Nat, aws, forward};
+use super::{Config, Nat, aws, failover, forward};
 
 /// The effective configuration: TOML that says the same as the file and the defaults together. What follows
 /// from the host is left out, with a comment in its place.
@@ -25,6 +25,7 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
         forward::write(out, listener)?;
     }
     aws::write(out, &config.aws)?;
+    config.failover.as_ref().map_or(Ok(()), |section| failover::write(out, section))?;
     writeln!(out, "\n[admin]")?;
     writeln!(out, "socket = {}", string(&config.admin.socket.to_string_lossy()))
 }
