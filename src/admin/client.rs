@@ -59,7 +59,7 @@ impl Client {
         match self.ask(&Request::Status {})? {
             Response::Status(status) => Ok(*status),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Sessions(_) | Response::Done {} => Err(Error::Unexpected),
+            _ => Err(Error::Unexpected),
         }
     }
 
@@ -72,7 +72,7 @@ impl Client {
         match self.ask(&Request::Sessions(query))? {
             Response::Sessions(sessions) => Ok(sessions),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Status(_) | Response::Done {} => Err(Error::Unexpected),
+            _ => Err(Error::Unexpected),
         }
     }
 
@@ -85,7 +85,20 @@ impl Client {
         match self.ask(&Request::Drain { listener: listener.to_owned(), target, undo })? {
             Response::Done {} => Ok(()),
             Response::Error(message) => Err(Error::Refused(message)),
-            Response::Status(_) | Response::Sessions(_) => Err(Error::Unexpected),
+            _ => Err(Error::Unexpected),
+        }
+    }
+
+    /// Has a gateway, or else the home gateway, handed over to a peer. Gives its name; what comes of it, the status tells.
+    ///
+    /// # Errors
+    ///
+    /// If that is not even tried, or no answer in time.
+    pub fn hand_over(&mut self, gateway: Option<String>, to: String) -> Result<String, Error> {
+        match self.ask(&Request::Handover { gateway, to })? {
+            Response::Offered { gateway } => Ok(gateway),
+            Response::Error(message) => Err(Error::Refused(message)),
+            _ => Err(Error::Unexpected),
         }
     }
 

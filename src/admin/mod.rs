@@ -12,8 +12,8 @@ mod server;
 
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
-    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, ListenerReport, MAX_SESSIONS, NoticeReport,
-    Request, Response, RouteReport, Session, SessionCounts, SessionQuery, Sessions, SourceReport, Status,
-    TargetReport, TlsReport, TrafficReport,
+    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, FleetReport, GatewayReport, ListenerReport,
+    MAX_SESSIONS, NoticeReport, PeerReport, Request, Response, RouteReport, Session, SessionCounts, SessionQuery,
+    Sessions, SourceReport, Status, TargetReport, TlsReport, TrafficReport,
 };
 pub use server::{Description, Limits, Source, serve};

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, AwsReport, FastPathReport, ListenerReport, MAX_SESSIONS, NoticeReport, Request, Response,
+    Addresses, AwsReport, FastPathReport, FleetReport, ListenerReport, MAX_SESSIONS, NoticeReport, Request, Response,
     Session, SessionCounts, SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
@@ -36,6 +36,19 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The listeners that forward.
     fn listeners(&self) -> impl Future<Output = Result<Vec<forward::Report>, Stopped>> + Send;
+
+    /// The fleet, if this instance is in one.
+    fn fleet(&self) -> Option<FleetReport>;
+
+    /// Has a gateway, or else the home gateway, handed over to a peer. Gives its name.
+    ///
+    /// # Errors
+    /// Why that is not even tried.
+    fn hand_over(
+        &self,
+        gateway: Option<String>,
+        to: String,
+    ) -> impl Future<Output = Result<String, String>> + Send;
 
     /// Takes a target of the named listener out of service, or back into it.
     ///
@@ -161,6 +174,12 @@ impl<S: Source> Server<S> {
                     Err(message) => Answer::error(message),
                 };
             }
+            Ok(Request::Handover { gateway, to }) => {
+                return match self.source.hand_over(gateway, to).await {
+                    Ok(gateway) => Answer::Short(Response::Offered { gateway }),
+                    Err(message) => Answer::error(message),
+                };
+            }
             Err(error) => return Answer::error(format!("not a request: {error}")),
         };
         result.unwrap_or_else(|stopped| Answer::error(stopped.to_string()))
@@ -170,7 +189,8 @@ impl<S: Source> Server<S> {
         let snapshot = self.source.snapshot().await?;
         let description = self.description.borrow().clone();
         let listeners = self.source.listeners().await?.into_iter().map(listener).collect();
-        let status = Status { listeners, ..status(snapshot, description) };
+        let fleet = self.source.fleet();
+        let status = Status { listeners, fleet, ..status(snapshot, description) };
         Ok(Answer::Short(Response::Status(Box::new(status))))
     }
 
@@ -412,6 +432,7 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
         bypass: config.bypass,
         source_dest_check,
         aws,
+        fleet: None,
         notices,
         draining,
         sessions: SessionCounts {

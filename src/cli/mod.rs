@@ -6,6 +6,8 @@
 
 mod doctor;
 mod drain;
+mod fleet;
+mod handover;
 mod peer_key;
 mod sessions;
 mod status;
@@ -59,6 +61,10 @@ enum Command {
     ///
     /// Exit code: 0, 1 if there is no such listener or target, or 2 if the daemon gives no answer.
     Drain(drain::Arguments),
+    /// Hand a gateway over to a peer, which goes on with it while this instance still forwards.
+    ///
+    /// Exit code: 0 when the peer has it, 1 if it does not take it, or 2 if the daemon gives no answer.
+    Handover(handover::Arguments),
     /// Look for what stands in the way of a working gateway, and say what to do about it. Changes nothing; the daemon
     /// may run or not.
     ///
@@ -120,6 +126,7 @@ impl Cli {
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
+            Command::Handover(arguments) => handover::execute(arguments),
             Command::Doctor(arguments) => doctor::execute(arguments),
             Command::PeerKey(arguments) => peer_key::execute(&arguments),
         }

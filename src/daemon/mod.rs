@@ -9,8 +9,13 @@ mod aws;
 mod checks;
 mod cloud;
 mod discovery;
+#[cfg(feature = "aws")]
+mod egress;
+#[cfg(feature = "aws")]
+mod fleet;
 pub mod doctor;
 mod forwarding;
+mod gateways;
 #[cfg(feature = "aws")]
 mod instance;
 mod logging;
@@ -35,7 +40,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::admin::{self, Description, NoticeReport};
+use crate::admin::{self, Description, FleetReport, NoticeReport};
 use crate::config::{self, Config, HostFacts, Problems, ResolveError, Resolved};
 use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
 use crate::forward::{self, Mode};
@@ -44,6 +49,8 @@ pub use checks::Refusal;
 use cloud::{Applied, Cloud, Counted};
 use discovery::Discovery;
 use forwarding::Forwarding;
+pub use gateways::Error as FailoverError;
+use gateways::{Gateways, Prepared};
 pub use logging::{LogFormat, init_logging};
 use outlook::Outlook;
 use passed::Passed;
@@ -81,6 +88,8 @@ pub enum Error {
     Datapath(#[from] datapath::Error),
     #[error("cannot forward")]
     Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Failover(#[from] FailoverError),
     #[error("AWS does not say what there is")]
     Cloud(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the packet worker ended unexpectedly; its cause is in the log above, if it had one")]
@@ -164,6 +173,7 @@ struct Running {
     description: watch::Sender<Description>,
     handle: Handle,
     cloud: Cloud,
+    gateways: Gateways,
     outlook: Outlook,
     /// What of the outlook has been told.
     coming: Vec<NoticeReport>,
@@ -190,11 +200,12 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
         worker: running.handle.clone(),
         forwarding: running.forwarding.clone(),
         services: running.services.clone(),
+        gateways: running.gateways.clone(),
     };
     let server = admin::serve(listener, source, description, admin::Limits::default());
     let server = tokio::spawn(server);
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
-    running.stop_forwarding(ends.recv()).await;
+    running.leave(ends.recv()).await;
     server.abort();
     let patience = match running.description.borrow().chosen.kind {
         Kind::AfPacket => STOP_TIME,
@@ -222,6 +233,7 @@ struct Source {
     worker: Handle,
     forwarding: Forwarding,
     services: Control,
+    gateways: Gateways,
 }
 
 impl admin::Source for Source {
@@ -237,6 +249,14 @@ impl admin::Source for Source {
         let mut reports = self.forwarding.reports();
         reports.extend(self.services.reports().await?);
         Ok(reports)
+    }
+
+    fn fleet(&self) -> Option<FleetReport> {
+        self.gateways.report()
+    }
+
+    async fn hand_over(&self, gateway: Option<String>, to: String) -> Result<String, String> {
+        self.gateways.hand_over(gateway, to).await
     }
 
     async fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
@@ -284,12 +304,21 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
             () = &mut stopped => return Err(Error::WorkerEnded),
             _ = ticks.tick() => {
                 let ready = watch_readiness(&handle, &mut readiness).await;
-                if ready && running.cloud.is_in_place() {
+                running.gateways.set_ready(ready);
+                if ready && running.is_in_place() {
                     running.outlook.in_service();
                 }
                 ticks.reset_after(if ready { TICK } else { TICK_UNTIL_READY });
             }
         }
+    }
+}
+
+impl Running {
+    /// Whether all that AWS was to do for this instance is done.
+    fn is_in_place(&self) -> bool {
+        let in_fleet = self.config.failover.is_some();
+        self.cloud.is_in_place(in_fleet) && (!in_fleet || self.gateways.is_in_place())
     }
 }
 
@@ -329,9 +358,11 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
     let counted = Counted::default();
     let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled, &counted)));
     let listeners = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
+    let (gateways, ends) = Gateways::new();
+    let failover = config.failover.as_ref().map(|failover| Prepared::new(failover, ends)).transpose()?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
-    let cloud = Cloud::start(&config.aws, &resolved, &counted).await;
+    let cloud = Cloud::start(&config.aws, &resolved, &counted, failover).await;
     let applied = cloud.applied();
     host.cloud.clone_from(&applied.0);
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
@@ -373,6 +404,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, UnixLi
         description,
         handle,
         cloud,
+        gateways,
         outlook,
         coming: Vec::new(),
         draining: None,

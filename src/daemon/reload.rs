@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::services::address;
 use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
-use crate::config::{self, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
+use crate::config::{self, Aws, CloudFacts, Config, Failover, HostFacts, Resolved, Switch};
 use crate::forward::Mode;
 use crate::nat;
 
@@ -83,7 +83,15 @@ impl Running {
         }
         // What is frozen is compared with what runs.
         let Aws { enabled, hooks, .. } = self.config.aws.clone();
-        self.config = Config { aws: Aws { enabled, hooks, ..config.aws }, ..config };
+        // Whether there is a fleet, and this instance's name in it, are frozen as well.
+        let failover = match (&self.config.failover, config.failover) {
+            (Some(ours), Some(new)) => Some(Failover { gateway: ours.gateway.clone(), ..new }),
+            (ours, _) => ours.clone(),
+        };
+        if let Some(failover) = failover.as_ref().filter(|_| failover != self.config.failover) {
+            self.gateways.configure(failover);
+        }
+        self.config = Config { aws: Aws { enabled, hooks, ..config.aws }, failover, ..config };
         self.cloud.want(&self.config.aws);
         self.applied = applied;
         self.description.send_modify(|description| {
@@ -142,6 +150,10 @@ impl Running {
         let (ours, new) = (&self.config.aws.hooks, &config.aws.hooks);
         compare("aws.launching_hook", hook(&ours.launching), hook(&new.launching));
         compare("aws.terminating_hook", hook(&ours.terminating), hook(&new.terminating));
+        let gateway = |config: &Config| {
+            config.failover.as_ref().map_or_else(|| "none".to_owned(), |failover| failover.gateway.clone())
+        };
+        compare("failover.gateway", gateway(&self.config), gateway(config));
         if self.options.socket.is_none() {
             let path = |path: &std::path::Path| path.display().to_string();
             compare("admin.socket", path(self.socket.path()), path(&config.admin.socket));

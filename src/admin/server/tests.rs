@@ -24,6 +24,14 @@ impl Source for Fake {
         Ok(Vec::new())
     }
 
+    fn fleet(&self) -> Option<FleetReport> {
+        None
+    }
+
+    async fn hand_over(&self, _: Option<String>, to: String) -> Result<String, String> {
+        if to == "az-b" { Ok("az-a".to_owned()) } else { Err(format!("{to} is no peer")) }
+    }
+
     async fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
         Err(format!("there is no listener {listener}"))
     }
