@@ -13,7 +13,7 @@ mod server;
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
     Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, FleetReport, GatewayReport, ListenerReport,
-    MAX_SESSIONS, NoticeReport, PeerReport, Request, Response, RouteReport, Session, SessionCounts, SessionQuery,
-    Sessions, SourceReport, Status, TargetReport, TlsReport, TrafficReport,
+    MAX_SESSIONS, NoticeReport, PeerReport, Request, Response, RouteReport, Session, SessionCounts,
+    SessionQuery, Sessions, SourceReport, Status, TargetReport, TlsReport, TrafficReport,
 };
 pub use server::{Description, Limits, Source, serve};

@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::protocol::{
-    Addresses, AwsReport, FastPathReport, FleetReport, ListenerReport, MAX_SESSIONS, NoticeReport, Request, Response,
-    Session, SessionCounts, SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
+    Addresses, AwsReport, FastPathReport, FleetReport, ListenerReport, MAX_SESSIONS, NoticeReport, Request,
+    Response, Session, SessionCounts, SessionQuery, Sessions, Status, TargetReport, TlsReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};

@@ -182,12 +182,7 @@ impl Ec2 {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn create_route(
-        &self,
-        table: &str,
-        destination: Ipv4Net,
-        target: &str,
-    ) -> Result<(), Failure> {
+    pub async fn create_route(&self, table: &str, destination: Ipv4Net, target: &str) -> Result<(), Failure> {
         let (eni, nat) = by_kind(target);
         let request = self.client.create_route().route_table_id(table);
         let request = request.set_network_interface_id(eni).set_nat_gateway_id(nat);
@@ -200,12 +195,7 @@ impl Ec2 {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn replace_route(
-        &self,
-        table: &str,
-        destination: Ipv4Net,
-        target: &str,
-    ) -> Result<(), Failure> {
+    pub async fn replace_route(&self, table: &str, destination: Ipv4Net, target: &str) -> Result<(), Failure> {
         let (eni, nat) = by_kind(target);
         let request = self.client.replace_route().route_table_id(table);
         let request = request.set_network_interface_id(eni).set_nat_gateway_id(nat);

@@ -171,7 +171,8 @@ impl Executor {
         {
             let mut known = self.known();
             known.taken.retain(|_, at| at.elapsed() < SETTLED);
-            let free = secondaries.iter().find(|(private, is_free)| **is_free && !known.taken.contains_key(private));
+            let free =
+                secondaries.iter().find(|(private, is_free)| **is_free && !known.taken.contains_key(private));
             if let Some((private, _)) = free {
                 known.taken.insert(*private, Instant::now());
                 return Ok(*private);

@@ -38,7 +38,8 @@ fn write_gateway(out: &mut dyn Write, own: &str, gateway: &GatewayReport) -> io:
         write!(out, " for {}", duration(seconds))?;
     }
     writeln!(out)?;
-    let reasons = [("", why), ("handed over to ", offered_to), ("not handed over: ", not_handed_over), ("", trouble)];
+    let reasons =
+        [("", why), ("handed over to ", offered_to), ("not handed over: ", not_handed_over), ("", trouble)];
     for (what, reason) in reasons {
         if let Some(reason) = reason {
             writeln!(out, "{:<14}{what}{reason}", "")?;

@@ -31,7 +31,8 @@ pub(super) fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let name = daemon.hand_over(gateway, to.clone())?;
     while begin.elapsed() < PATIENCE {
         let fleet = daemon.status()?.fleet;
-        let Some(gateway) = fleet.into_iter().flat_map(|fleet| fleet.gateways).find(|known| known.gateway == name)
+        let Some(gateway) =
+            fleet.into_iter().flat_map(|fleet| fleet.gateways).find(|known| known.gateway == name)
         else {
             bail!("the daemon does not know the gateway {name} any more");
         };

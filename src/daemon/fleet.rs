@@ -267,7 +267,9 @@ impl Tender {
             }
             Finished::Made { id, gateway, call, result } => self.made(id, gateway, &call, result),
             Finished::Tables(Ok(tables)) if tables.is_empty() => {
-                tracing::warn!("no route table has the tags of aws.route_table_tags any more, going on with those that had");
+                tracing::warn!(
+                    "no route table has the tags of aws.route_table_tags any more, going on with those that had"
+                );
             }
             Finished::Tables(Ok(tables)) if tables != self.tables => {
                 tracing::info!(route_tables = ?tables, "other route tables have the tags now");
@@ -314,18 +316,11 @@ impl Tender {
     fn heard(&mut self, event: peer::Event) {
         let now = self.now();
         match event {
-            peer::Event::Up { peer, hello } => {
-                tracing::info!(peer, "peer connected");
-                self.fleet.handle_up(now, &peer, hello);
-            }
+            peer::Event::Up { peer, hello } => self.fleet.handle_up(now, &peer, hello),
             peer::Event::Message { peer, message } => self.fleet.handle_message(now, &peer, message),
-            peer::Event::Down { peer, why } => {
-                tracing::warn!(peer, %why, "peer disconnected");
-                self.fleet.handle_down(now, &peer);
-            }
-            peer::Event::Refused { address, peer, why } => {
-                tracing::warn!(%address, peer, reason = %why, "connection with a peer refused");
-            }
+            peer::Event::Down { peer, .. } => self.fleet.handle_down(now, &peer),
+            // The link has said so, and nothing has changed.
+            peer::Event::Refused { .. } => {}
         }
     }
 
@@ -354,11 +349,8 @@ impl Tender {
         let ready = *self.ready.borrow();
         let worker = ready.at.elapsed() < STALE;
         // Without anybody to ask, the next hop stands for the internet: readiness has asked it.
-        let egress = if self.config.egress_probes.is_empty() {
-            Some(worker && ready.is_ready)
-        } else {
-            self.egress
-        };
+        let egress =
+            if self.config.egress_probes.is_empty() { Some(worker && ready.is_ready) } else { self.egress };
         let health = Health { worker, datapath: ready.is_ready, egress, aws: self.api };
         self.fleet.handle_health(self.now(), health);
     }
@@ -384,7 +376,8 @@ impl Tender {
             }
             None => None,
         };
-        let changed = self.fleet.handle_config(self.now(), fleet_config(&config, &aws, &self.place, &self.tables));
+        let changed =
+            self.fleet.handle_config(self.now(), fleet_config(&config, &aws, &self.place, &self.tables));
         if let Err(error) = changed {
             tracing::error!(%error, "failover not reconfigured");
             return;
@@ -438,7 +431,9 @@ impl Tender {
                     tracing::warn!(peer, from = ?from, to = ?to, "peer changed");
                 }
             }
-            Event::PeerHealth { peer, health } => tracing::warn!(peer, health = ?health, "peer's health changed"),
+            Event::PeerHealth { peer, health } => {
+                tracing::warn!(peer, health = ?health, "peer's health changed")
+            }
             Event::Moved { gateway, from, to } => tracing::info!(gateway, %from, %to, "gateway moved"),
             Event::TakingOver { gateway, why } => tracing::warn!(gateway, %why, "taking over"),
             Event::Abandoned { gateway, why } => tracing::warn!(gateway, why = ?why, "not taken over"),
@@ -448,7 +443,9 @@ impl Tender {
             Event::FellBack { gateway } => {
                 tracing::error!(gateway, "nobody is well: routes lead to the standby nat gateway");
             }
-            Event::TakenBack { gateway } => tracing::info!(gateway, "routes taken back from the standby nat gateway"),
+            Event::TakenBack { gateway } => {
+                tracing::info!(gateway, "routes taken back from the standby nat gateway")
+            }
             Event::StoodDown { gateway, host } => tracing::warn!(gateway, %host, "gateway is here no more"),
             Event::Mending { gateway, what } => tracing::warn!(gateway, what, "not as it should be, put back"),
             Event::Offered { gateway, to, why } => tracing::info!(gateway, to, why = ?why, "gateway offered"),
@@ -507,7 +504,10 @@ impl Tender {
         });
         let hosts = self.fleet.hosted().any(|(_, role)| role != Role::Fallback);
         let takers = status.peers.iter().any(|peer| {
-            peer.linked && !peer.leaving && peer.refused.is_none() && peer.health.is_some_and(|health| health.is_well())
+            peer.linked
+                && !peer.leaving
+                && peer.refused.is_none()
+                && peer.health.is_some_and(|health| health.is_well())
         });
         let report = FleetReport {
             name: status.name,
@@ -555,7 +555,8 @@ impl Tender {
 async fn refuse(orders: &mut mpsc::Receiver<Order>) {
     while let Some(order) = orders.recv().await {
         if let Order::HandOver { answer, .. } = order {
-            let _ = answer.send(Err("this instance's identity or its route tables are not known yet".to_owned()));
+            let _ =
+                answer.send(Err("this instance's identity or its route tables are not known yet".to_owned()));
         }
     }
 }

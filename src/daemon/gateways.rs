@@ -125,10 +125,7 @@ impl Gateways {
     pub(super) async fn hand_over(&self, gateway: Option<String>, to: String) -> Result<String, String> {
         let (answer, answered) = oneshot::channel();
         let nobody = "this instance is in no fleet: the configuration has no [failover], or its identity is not known yet";
-        self.orders
-            .send(Order::HandOver { gateway, to, answer })
-            .await
-            .map_err(|_| nobody.to_owned())?;
+        self.orders.send(Order::HandOver { gateway, to, answer }).await.map_err(|_| nobody.to_owned())?;
         answered.await.map_err(|_| nobody.to_owned())?
     }
 

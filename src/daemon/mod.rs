@@ -9,11 +9,11 @@ mod aws;
 mod checks;
 mod cloud;
 mod discovery;
+pub mod doctor;
 #[cfg(feature = "aws")]
 mod egress;
 #[cfg(feature = "aws")]
 mod fleet;
-pub mod doctor;
 mod forwarding;
 mod gateways;
 #[cfg(feature = "aws")]
