@@ -127,7 +127,8 @@ impl Tracked {
             self.hold(view, out);
         } else {
             let host = self.host(view);
-            if self.role != Role::Standby && self.claim.is_none() && !matches!(host, Host::Nobody) {
+            // That nobody has it now does not say that nobody had it since.
+            if self.role != Role::Standby && self.claim.is_none() {
                 self.stand_by(host, out);
             }
             if self.claim.is_none() {
