@@ -177,19 +177,13 @@ impl Tracked {
 
     /// Takes an observation in that was asked for as `number`; `false` if it is older than what is known.
     pub fn observe(&mut self, number: u64, observation: Observation, view: &View<'_>, out: &mut Out) -> bool {
-        if let Some(is_certain) = self.is_outdated(&observation, view.now) {
-            // If it is not older after all, nothing may be done on what was known before it.
-            self.is_fresh &= is_certain;
-            return false;
-        }
-        if self.calls > 0 || number < self.mark {
-            // Older than the last call, but maybe newer than what is known of the fence.
-            let first = self.definition.first();
-            let shown = observation.addresses.iter().find(|address| address.allocation == first);
-            let shown = shown.and_then(|address| address.association.as_ref());
-            let known = self.association(first).filter(|known| known.eni == view.me.eni);
-            if known.is_some() && known.map(|known| &known.id) != shown.map(|shown| &shown.id) {
-                self.distrust(out);
+        let is_outdated =
+            observation.addresses.iter().any(|address| self.is_outdated(address, view.now).is_some());
+        if is_outdated || self.calls > 0 || number < self.mark {
+            if self.is_fence_in_doubt(&observation, view) {
+                self.is_fresh = false;
+                self.is_confirmed = false;
+                out.hurry |= !is_outdated;
             }
             return false;
         }
@@ -219,10 +213,10 @@ impl Tracked {
         true
     }
 
-    /// Whether a description is older than what is known, and whether that is certain: EC2 shows what was done after a
-    /// while, and an association that has ended by own hand never comes back.
-    fn is_outdated(&self, observation: &Observation, now: Instant) -> Option<bool> {
-        let judge = |address: &Address| match &address.association {
+    /// Whether a description of an address is older than what is known, and whether that is certain: EC2 shows what was
+    /// done after a while, and an association that has ended by own hand never comes back.
+    fn is_outdated(&self, address: &Address, now: Instant) -> Option<bool> {
+        match &address.association {
             Some(association) => {
                 let (_, until) = self.past.iter().find(|(past, _)| *past == association.id)?;
                 until.is_none_or(|until| now < until).then_some(until.is_none())
@@ -231,8 +225,21 @@ impl Tracked {
                 let is_recent = self.gained.get(&address.allocation).is_some_and(|at| now - *at < SETTLED);
                 is_recent.then_some(false)
             }
+        }
+    }
+
+    /// Whether a description that is too old to go by may still be newer than what is known of the fence: then nothing
+    /// is done on what was known before it.
+    fn is_fence_in_doubt(&self, observation: &Observation, view: &View<'_>) -> bool {
+        let first = self.definition.first();
+        let Some(known) = self.association(first).filter(|known| known.eni == view.me.eni) else {
+            return false;
         };
-        observation.addresses.iter().filter_map(judge).min()
+        let Some(shown) = observation.addresses.iter().find(|address| address.allocation == first) else {
+            return false;
+        };
+        let is_other = shown.association.as_ref().is_none_or(|shown| shown.id != known.id);
+        is_other && self.is_outdated(shown, view.now) != Some(true)
     }
 
     /// The first address is somewhere else than before.
