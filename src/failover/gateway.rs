@@ -12,9 +12,9 @@ use super::action::{Action, Address, Association, Call, CallError, Done, Held, O
 use super::config::Gateway;
 use super::event::{Abandoned, Event, GatewayStatus, Host, Why};
 use super::hold::{Offered, Way};
-use super::message::{Answer, Message, Reply, Role};
+use super::message::{Answer, Hosting, Message, Reply, Role};
 use super::out::{Out, Pending};
-use super::peer::View;
+use super::peer::{Me, View};
 use super::take::Claim;
 use crate::time::Instant;
 
@@ -392,6 +392,16 @@ impl Tracked {
         self.drifting = None;
         self.role = Role::Standby;
         out.beat = true;
+    }
+
+    /// What peers are told of it.
+    pub fn hosting(&self, me: &Me) -> Option<Hosting> {
+        let held = self.association(self.definition.first()).filter(|held| held.eni == me.eni);
+        (self.role != Role::Standby).then(|| Hosting {
+            gateway: self.definition.name.clone(),
+            role: self.role,
+            association: held.map(|held| held.id.clone()),
+        })
     }
 
     pub fn status(&self, view: &View<'_>, observed: Option<Instant>) -> GatewayStatus {

@@ -97,8 +97,6 @@ impl Tracked {
             let Some(address) = self.address(&allocation) else { continue };
             let call = match &address.association {
                 Some(held) if held.eni == view.me.eni => continue,
-                // What is on an interface of nobody in the fleet was put there by somebody else.
-                Some(held) if view.instance(&held.eni).is_none() => continue,
                 Some(held) => Call::Disassociate { association: held.id.clone() },
                 None => Call::Associate { allocation: allocation.clone() },
             };

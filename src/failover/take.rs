@@ -92,6 +92,7 @@ impl Tracked {
             return Err(Unwilling::NoHeir);
         }
         if matches!(self.role, Role::Active | Role::Fallback) {
+            self.distrust(out);
             return Ok(());
         }
         let (why, consent) = (Why::HandOver(offer.why), Some((from.to_owned(), offer.number)));
@@ -164,7 +165,9 @@ impl Tracked {
             return None;
         }
         let came = self.host_since?;
-        if peer.heard.is_some_and(|heard| heard >= came) || self.is_black_hole() {
+        let association = self.association(self.definition.first())?;
+        let was_heard = peer.heard.is_some_and(|heard| heard >= came) || peer.was_heard_with(&association.id);
+        if was_heard || self.is_black_hole() {
             return Some(died);
         }
         let hold_downs = if self.was_seen_to_come { BLIND_HOLD_DOWNS } else { 1 };
@@ -177,8 +180,7 @@ impl Tracked {
         let is_being_taken = view.peers.values().any(|peer| peer.is_alive() && peer.role(name) == Role::Taking);
         let last_lives = match &self.last_host {
             Host::Instance(last) => view.peers.get(last).is_none_or(|peer| peer.life != Life::Dead),
-            Host::Unknown => *name != view.me.name,
-            Host::Nobody | Host::Stranger(_) => false,
+            Host::Unknown | Host::Nobody | Host::Stranger(_) => *name != view.me.name,
         };
         if is_being_taken || last_lives { view.me.timing.turn } else { Duration::ZERO }
     }

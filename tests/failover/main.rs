@@ -14,7 +14,13 @@
 
 mod chance;
 mod checks;
+mod conflicts;
 mod ec2;
+mod endurance;
+mod fallback;
+mod hand_over;
 mod net;
+mod partitions;
 mod seeds;
+mod take_over;
 mod world;

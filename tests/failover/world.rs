@@ -91,6 +91,8 @@ pub struct Node {
     pub is_terminated: bool,
     pub egress: bool,
     pub worker: bool,
+    /// Whether health is told at all.
+    pub probes: bool,
     /// Whether it reaches EC2.
     pub api: bool,
     /// What its daemon has kept.
@@ -173,6 +175,7 @@ impl World {
                 is_terminated: false,
                 egress: true,
                 worker: true,
+                probes: true,
                 api: true,
                 disk: Vec::new(),
                 origin: chance.below(1 << 50),
@@ -369,6 +372,14 @@ impl World {
         result
     }
 
+    /// Somebody by hand: the first address goes to this interface.
+    pub fn reassociate(&mut self, gateway: usize, eni: &str) {
+        let first = self.definition(gateway).allocations[0].clone();
+        let held = self.ec2.truth.addresses[&first].clone().unwrap();
+        self.ec2.change(self.now, eni, &Call::Disassociate { association: held.id }).unwrap();
+        self.ec2.change(self.now, eni, &Call::Associate { allocation: first }).unwrap();
+    }
+
     pub fn configure(&mut self, index: usize, config: Config) {
         self.nodes[index].config = config.clone();
         self.with(index, |fleet, now| fleet.handle_config(now, config).unwrap());
@@ -497,7 +508,9 @@ impl World {
                 self.input(index, Input::Timer);
             }
             Happening::Health(index) => {
-                self.input(index, Input::Health);
+                if self.nodes[index].probes {
+                    self.input(index, Input::Health);
+                }
                 self.schedule(PROBE, Happening::Health(index));
             }
             Happening::Dial(way) => self.dial(way),
