@@ -35,6 +35,8 @@ pub(super) struct Tracked {
     /// Since when the first address is where it is, and whether it was seen to come there.
     pub host_since: Option<Instant>,
     pub was_seen_to_come: bool,
+    /// Whether this instance had offered it to whom it came to.
+    pub came_by_consent: bool,
     /// Who had the first address before nobody had it.
     pub last_host: Host,
     pub free_since: Option<Instant>,
@@ -72,6 +74,7 @@ impl Tracked {
             failures: 0,
             host_since: None,
             was_seen_to_come: false,
+            came_by_consent: false,
             last_host: Host::Unknown,
             free_since: None,
             past: VecDeque::new(),
@@ -127,6 +130,9 @@ impl Tracked {
             self.hold(view, out);
         } else {
             let host = self.host(view);
+            if self.is_leaving_for(&host, view) {
+                return;
+            }
             // That nobody has it now does not say that nobody had it since.
             if self.role != Role::Standby && self.claim.is_none() {
                 self.stand_by(host, out);
@@ -204,6 +210,7 @@ impl Tracked {
         let first = self.association(self.definition.first()).cloned();
         if first.as_ref().map(|first| &first.id) != known.as_ref().map(|known| &known.id) || !had_seen {
             self.settle_first(view.now, known.is_some() || self.free_since.is_some(), before.clone());
+            self.came_by_consent = self.has_consented(&self.host(view));
         }
         let host = self.host(view);
         if host != before {
@@ -247,6 +254,7 @@ impl Tracked {
         if self.association(self.definition.first()).is_some() {
             self.host_since = Some(now);
             self.was_seen_to_come = was_seen_before;
+            self.came_by_consent = false;
             self.free_since = None;
         } else {
             self.last_host = before;

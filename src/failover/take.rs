@@ -154,7 +154,8 @@ impl Tracked {
     ///
     /// Silence means little of a host that was not heard since the address came to it: somebody must have brought the
     /// address there, so that it is the link that is broken. Such a host is left alone for a long time, lest two that
-    /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run.
+    /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run. Likewise one that
+    /// did not hear this instance when it was heard last.
     fn silence_counts(&self, host: &str, view: &View<'_>) -> Option<Instant> {
         let peer = view.peers.get(host)?;
         let timing = &view.me.timing;
@@ -167,7 +168,9 @@ impl Tracked {
         let came = self.host_since?;
         let association = self.association(self.definition.first())?;
         let was_heard = peer.heard.is_some_and(|heard| heard >= came) || peer.was_heard_with(&association.id);
-        if was_heard || self.is_black_hole() {
+        // One that said that it did not hear us has a broken link, and its silence may be no more than that.
+        let is_link_well = !peer.misses.contains(&view.me.name);
+        if was_heard && is_link_well || self.came_by_consent || self.is_black_hole() {
             return Some(died);
         }
         let hold_downs = if self.was_seen_to_come { BLIND_HOLD_DOWNS } else { 1 };

@@ -17,6 +17,8 @@ pub struct Checks {
     /// By gateway, the interface that had the first address last.
     hosts: BTreeMap<String, String>,
     last_fault: Option<Instant>,
+    /// Whether a link is cut.
+    pub has_cut: bool,
 }
 
 /// A gateway has gone from one instance to another.
@@ -24,8 +26,6 @@ pub struct Checks {
 pub struct Move {
     pub at: Instant,
     pub gateway: String,
-    pub to: usize,
-    pub why: Option<Why>,
 }
 
 /// Whether an instance has a gateway's first address, as far as it was told.
@@ -40,7 +40,14 @@ pub struct Knowledge {
 
 impl Checks {
     pub fn new(gateways: Vec<Gateway>, hold_down: Duration) -> Self {
-        Self { gateways, hold_down, moves: Vec::new(), hosts: BTreeMap::new(), last_fault: None }
+        Self {
+            gateways,
+            hold_down,
+            moves: Vec::new(),
+            hosts: BTreeMap::new(),
+            last_fault: None,
+            has_cut: false,
+        }
     }
 
     /// Something is, or just was, not as it should be.
@@ -117,7 +124,7 @@ impl Checks {
                 let why = node.why.get(&gateway).copied();
                 let before =
                     self.moves.iter().rev().find(|moved| moved.gateway == gateway).map(|moved| moved.at);
-                self.moves.push(Move { at: now, gateway: gateway.clone(), to: index, why });
+                self.moves.push(Move { at: now, gateway: gateway.clone() });
                 self.judge(now, nodes, me, &gateway, why, before)
             }
             Call::Disassociate { .. } | Call::Route { .. } => None,
@@ -137,7 +144,7 @@ impl Checks {
         let is_faulty = nodes
             .iter()
             .any(|node| node.fleet.is_none() || node.is_paused || !node.egress || !node.worker || !node.api);
-        let has_fault = is_faulty || self.last_fault.is_some_and(|at| now - at < AFTERMATH);
+        let has_fault = is_faulty || self.has_cut || self.last_fault.is_some_and(|at| now - at < AFTERMATH);
         let rests = before.is_none_or(|before| now - before >= self.hold_down);
         match why {
             Some(Why::HandOver(Planned::Operator | Planned::Leaving)) => None,

@@ -174,9 +174,9 @@ fn notice_that_is_withdrawn_leaves_nothing_behind() {
     world.run(Duration::from_secs(30));
     assert!(world.is_at(0, 1));
     world.set_leaving(0, false);
-    world.run(Duration::from_secs(100));
+    world.run(Duration::from_secs(80));
     assert!(world.is_at(0, 1), "the hold-down applies");
-    world.run(Duration::from_secs(60));
+    world.run(Duration::from_secs(30));
     assert!(world.is_at(0, 0));
     world.well();
 }

@@ -312,6 +312,7 @@ impl World {
 
     pub fn cut(&mut self, from: usize, to: usize) {
         self.net.cut(self.now, (from, to));
+        self.checks.has_cut = true;
         self.checks.fault(self.now);
     }
 
@@ -335,6 +336,7 @@ impl World {
 
     pub fn heal_way(&mut self, way: Way) {
         if self.net.heal(way) {
+            self.checks.has_cut = self.net.has_cut();
             self.checks.fault(self.now);
         }
     }
@@ -378,11 +380,6 @@ impl World {
         let held = self.ec2.truth.addresses[&first].clone().unwrap();
         self.ec2.change(self.now, eni, &Call::Disassociate { association: held.id }).unwrap();
         self.ec2.change(self.now, eni, &Call::Associate { allocation: first }).unwrap();
-    }
-
-    pub fn configure(&mut self, index: usize, config: Config) {
-        self.nodes[index].config = config.clone();
-        self.with(index, |fleet, now| fleet.handle_config(now, config).unwrap());
     }
 
     /// Calls a fleet that runs and is not paused.
