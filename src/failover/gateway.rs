@@ -12,9 +12,9 @@ use super::action::{Action, Address, Association, Call, CallError, Done, Held, O
 use super::config::Gateway;
 use super::event::{Abandoned, Event, GatewayStatus, Host, Why};
 use super::hold::{Offered, Way};
-use super::message::{Answer, Message, Reply, Role};
+use super::message::{Answer, Hosting, Message, Reply, Role};
 use super::out::{Out, Pending};
-use super::peer::View;
+use super::peer::{Me, View};
 use super::take::Claim;
 use crate::time::Instant;
 
@@ -35,11 +35,14 @@ pub(super) struct Tracked {
     /// Since when the first address is where it is, and whether it was seen to come there.
     pub host_since: Option<Instant>,
     pub was_seen_to_come: bool,
+    /// Whether this instance had offered it to whom it came to.
+    pub came_by_consent: bool,
     /// Who had the first address before nobody had it.
     pub last_host: Host,
     pub free_since: Option<Instant>,
-    /// Associations that have ended.
-    past: VecDeque<String>,
+    /// Associations that have ended: by own hand, or as far as was seen. Of those it is not certain, since it may have
+    /// been the description that was old; they count until then.
+    past: VecDeque<(String, Option<Instant>)>,
     /// Addresses that were associated with the own interface lately.
     gained: BTreeMap<String, Instant>,
     /// Routes that were written lately.
@@ -71,6 +74,7 @@ impl Tracked {
             failures: 0,
             host_since: None,
             was_seen_to_come: false,
+            came_by_consent: false,
             last_host: Host::Unknown,
             free_since: None,
             past: VecDeque::new(),
@@ -126,7 +130,11 @@ impl Tracked {
             self.hold(view, out);
         } else {
             let host = self.host(view);
-            if self.role != Role::Standby && self.claim.is_none() && !matches!(host, Host::Nobody) {
+            if self.is_leaving_for(&host, view) {
+                return;
+            }
+            // That nobody has it now does not say that nobody had it since.
+            if self.role != Role::Standby && self.claim.is_none() {
                 self.stand_by(host, out);
             }
             if self.claim.is_none() {
@@ -175,7 +183,14 @@ impl Tracked {
 
     /// Takes an observation in that was asked for as `number`; `false` if it is older than what is known.
     pub fn observe(&mut self, number: u64, observation: Observation, view: &View<'_>, out: &mut Out) -> bool {
-        if self.calls > 0 || number < self.mark || self.is_outdated(&observation, view.now) {
+        let is_outdated =
+            observation.addresses.iter().any(|address| self.is_outdated(address, view.now).is_some());
+        if is_outdated || self.calls > 0 || number < self.mark {
+            if self.is_fence_in_doubt(&observation, view) {
+                self.is_fresh = false;
+                self.is_confirmed = false;
+                out.hurry |= !is_outdated;
+            }
             return false;
         }
         let before = self.host(view);
@@ -185,7 +200,7 @@ impl Tracked {
             if let Some(ended) = &address.association
                 && now.and_then(|now| now.association.as_ref()).is_some_and(|now| now.id != ended.id)
             {
-                remember(&mut self.past, &ended.id);
+                remember(&mut self.past, &ended.id, Some(view.now + SETTLED));
             }
         }
         let had_seen = self.seen.is_some();
@@ -195,6 +210,7 @@ impl Tracked {
         let first = self.association(self.definition.first()).cloned();
         if first.as_ref().map(|first| &first.id) != known.as_ref().map(|known| &known.id) || !had_seen {
             self.settle_first(view.now, known.is_some() || self.free_since.is_some(), before.clone());
+            self.came_by_consent = self.has_consented(&self.host(view));
         }
         let host = self.host(view);
         if host != before {
@@ -204,11 +220,33 @@ impl Tracked {
         true
     }
 
-    fn is_outdated(&self, observation: &Observation, now: Instant) -> bool {
-        observation.addresses.iter().any(|address| match &address.association {
-            Some(association) => self.past.contains(&association.id),
-            None => self.gained.get(&address.allocation).is_some_and(|at| now - *at < SETTLED),
-        })
+    /// Whether a description of an address is older than what is known, and whether that is certain: EC2 shows what was
+    /// done after a while, and an association that has ended by own hand never comes back.
+    fn is_outdated(&self, address: &Address, now: Instant) -> Option<bool> {
+        match &address.association {
+            Some(association) => {
+                let (_, until) = self.past.iter().find(|(past, _)| *past == association.id)?;
+                until.is_none_or(|until| now < until).then_some(until.is_none())
+            }
+            None => {
+                let is_recent = self.gained.get(&address.allocation).is_some_and(|at| now - *at < SETTLED);
+                is_recent.then_some(false)
+            }
+        }
+    }
+
+    /// Whether a description that is too old to go by may still be newer than what is known of the fence: then nothing
+    /// is done on what was known before it.
+    fn is_fence_in_doubt(&self, observation: &Observation, view: &View<'_>) -> bool {
+        let first = self.definition.first();
+        let Some(known) = self.association(first).filter(|known| known.eni == view.me.eni) else {
+            return false;
+        };
+        let Some(shown) = observation.addresses.iter().find(|address| address.allocation == first) else {
+            return false;
+        };
+        let is_other = shown.association.as_ref().is_none_or(|shown| shown.id != known.id);
+        is_other && self.is_outdated(shown, view.now) != Some(true)
     }
 
     /// The first address is somewhere else than before.
@@ -216,6 +254,7 @@ impl Tracked {
         if self.association(self.definition.first()).is_some() {
             self.host_since = Some(now);
             self.was_seen_to_come = was_seen_before;
+            self.came_by_consent = false;
             self.free_since = None;
         } else {
             self.last_host = before;
@@ -244,7 +283,7 @@ impl Tracked {
         match (call, result) {
             (_, Err(error)) => self.failed(call, error, view, out),
             (Call::Disassociate { association }, Ok(_)) => {
-                remember(&mut self.past, association);
+                remember(&mut self.past, association, None);
                 self.set(
                     |address| address.association.as_ref().is_some_and(|a| a.id == *association),
                     None,
@@ -363,6 +402,16 @@ impl Tracked {
         out.beat = true;
     }
 
+    /// What peers are told of it.
+    pub fn hosting(&self, me: &Me) -> Option<Hosting> {
+        let held = self.association(self.definition.first()).filter(|held| held.eni == me.eni);
+        (self.role != Role::Standby).then(|| Hosting {
+            gateway: self.definition.name.clone(),
+            role: self.role,
+            association: held.map(|held| held.id.clone()),
+        })
+    }
+
     pub fn status(&self, view: &View<'_>, observed: Option<Instant>) -> GatewayStatus {
         let trouble = self
             .hopeless
@@ -403,14 +452,12 @@ fn result_is_first(call: &Call, gateway: &Gateway) -> bool {
     matches!(call, Call::Associate { allocation } if allocation == gateway.first())
 }
 
-fn remember(past: &mut VecDeque<String>, ended: &str) {
-    if past.iter().any(|known| known == ended) {
-        return;
-    }
+fn remember(past: &mut VecDeque<(String, Option<Instant>)>, ended: &str, until: Option<Instant>) {
+    past.retain(|(id, _)| id != ended);
     if past.len() >= MOST_PAST {
         past.pop_front();
     }
-    past.push_back(ended.to_owned());
+    past.push_back((ended.to_owned(), until));
 }
 
 /// After so long, EC2 shows what was done.

@@ -201,6 +201,11 @@ impl Peer {
         hosting.map_or(Role::Standby, |hosting| hosting.role)
     }
 
+    /// Whether it was heard saying that it has this association.
+    pub fn was_heard_with(&self, association: &str) -> bool {
+        self.hosts.iter().any(|hosting| hosting.association.as_deref() == Some(association))
+    }
+
     pub fn status(&self, now: Instant, peer: &str) -> PeerStatus {
         PeerStatus {
             peer: peer.to_owned(),

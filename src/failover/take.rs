@@ -17,8 +17,10 @@ pub(super) struct Claim {
     pub since: Instant,
     /// The association that it means to end; `None` if there was none.
     from: Option<String>,
-    /// Something was sent to EC2 that may leave the address with nobody: now it must be seen through.
+    /// Something was sent to EC2 that may have left the address with nobody.
     is_begun: bool,
+    /// The first address was here: if it is not any more, somebody has taken it since.
+    pub has_arrived: bool,
     adoption: Adoption,
     /// The peer that has offered it, and the offer's number.
     pub consent: Option<(String, u64)>,
@@ -34,7 +36,15 @@ enum Adoption {
 
 impl Claim {
     pub const fn new(why: Why, since: Instant) -> Self {
-        Self { why, since, from: None, is_begun: false, adoption: Adoption::Open, consent: None }
+        Self {
+            why,
+            since,
+            from: None,
+            is_begun: false,
+            has_arrived: false,
+            adoption: Adoption::Open,
+            consent: None,
+        }
     }
 
     pub const fn is_begun(&self) -> bool {
@@ -82,6 +92,7 @@ impl Tracked {
             return Err(Unwilling::NoHeir);
         }
         if matches!(self.role, Role::Active | Role::Fallback) {
+            self.distrust(out);
             return Ok(());
         }
         let (why, consent) = (Why::HandOver(offer.why), Some((from.to_owned(), offer.number)));
@@ -143,7 +154,8 @@ impl Tracked {
     ///
     /// Silence means little of a host that was not heard since the address came to it: somebody must have brought the
     /// address there, so that it is the link that is broken. Such a host is left alone for a long time, lest two that
-    /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run.
+    /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run. Likewise one that
+    /// did not hear this instance when it was heard last.
     fn silence_counts(&self, host: &str, view: &View<'_>) -> Option<Instant> {
         let peer = view.peers.get(host)?;
         let timing = &view.me.timing;
@@ -154,7 +166,11 @@ impl Tracked {
             return None;
         }
         let came = self.host_since?;
-        if peer.heard.is_some_and(|heard| heard >= came) || self.is_black_hole() {
+        let association = self.association(self.definition.first())?;
+        let was_heard = peer.heard.is_some_and(|heard| heard >= came) || peer.was_heard_with(&association.id);
+        // One that said that it did not hear us has a broken link, and its silence may be no more than that.
+        let is_link_well = !peer.misses.contains(&view.me.name);
+        if was_heard && is_link_well || self.came_by_consent || self.is_black_hole() {
             return Some(died);
         }
         let hold_downs = if self.was_seen_to_come { BLIND_HOLD_DOWNS } else { 1 };
@@ -167,8 +183,7 @@ impl Tracked {
         let is_being_taken = view.peers.values().any(|peer| peer.is_alive() && peer.role(name) == Role::Taking);
         let last_lives = match &self.last_host {
             Host::Instance(last) => view.peers.get(last).is_none_or(|peer| peer.life != Life::Dead),
-            Host::Unknown => *name != view.me.name,
-            Host::Nobody | Host::Stranger(_) => false,
+            Host::Unknown | Host::Nobody | Host::Stranger(_) => *name != view.me.name,
         };
         if is_being_taken || last_lives { view.me.timing.turn } else { Duration::ZERO }
     }
@@ -176,20 +191,23 @@ impl Tracked {
     /// One step towards having the first address.
     pub fn advance(&mut self, view: &View<'_>, out: &mut Out) {
         let Some(claim) = self.claim.clone() else { return };
-        if !claim.is_begun
-            && let Err(why) = self.still_stands(&claim, view)
-        {
-            return self.abandon(why, out);
+        if claim.has_arrived {
+            return self.abandon(Abandoned::Lost, out);
         }
         let first = self.definition.first().to_owned();
         let Some(address) = self.address(&first) else { return self.abandon(Abandoned::NoReason, out) };
         let association = address.association.clone();
-        if let Some(held) = &association
-            && claim.from.as_ref() != Some(&held.id)
-        {
-            let is_consenting =
-                claim.consent.as_ref().is_some_and(|(peer, _)| view.instance(&held.eni) == Some(peer));
-            if !is_consenting {
+        // An address that this instance may have left with nobody is seen through.
+        let is_committed = claim.is_begun && association.is_none();
+        if !is_committed && let Err(why) = self.still_stands(&claim, view) {
+            return self.abandon(why, out);
+        }
+        if let Some(held) = &association {
+            let is_rightful = match &claim.consent {
+                Some((peer, _)) => view.instance(&held.eni) == Some(peer),
+                None => claim.from.as_ref() == Some(&held.id),
+            };
+            if !is_rightful {
                 return self.abandon(Abandoned::Lost, out);
             }
         }
