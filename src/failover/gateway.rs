@@ -38,8 +38,9 @@ pub(super) struct Tracked {
     /// Who had the first address before nobody had it.
     pub last_host: Host,
     pub free_since: Option<Instant>,
-    /// Associations that have ended.
-    past: VecDeque<String>,
+    /// Associations that have ended: by own hand, or as far as was seen. Of those it is not certain, since it may have
+    /// been the description that was old; they count until then.
+    past: VecDeque<(String, Option<Instant>)>,
     /// Addresses that were associated with the own interface lately.
     gained: BTreeMap<String, Instant>,
     /// Routes that were written lately.
@@ -126,7 +127,8 @@ impl Tracked {
             self.hold(view, out);
         } else {
             let host = self.host(view);
-            if self.role != Role::Standby && self.claim.is_none() && !matches!(host, Host::Nobody) {
+            // That nobody has it now does not say that nobody had it since.
+            if self.role != Role::Standby && self.claim.is_none() {
                 self.stand_by(host, out);
             }
             if self.claim.is_none() {
@@ -175,7 +177,20 @@ impl Tracked {
 
     /// Takes an observation in that was asked for as `number`; `false` if it is older than what is known.
     pub fn observe(&mut self, number: u64, observation: Observation, view: &View<'_>, out: &mut Out) -> bool {
-        if self.calls > 0 || number < self.mark || self.is_outdated(&observation, view.now) {
+        if let Some(is_certain) = self.is_outdated(&observation, view.now) {
+            // If it is not older after all, nothing may be done on what was known before it.
+            self.is_fresh &= is_certain;
+            return false;
+        }
+        if self.calls > 0 || number < self.mark {
+            // Older than the last call, but maybe newer than what is known of the fence.
+            let first = self.definition.first();
+            let shown = observation.addresses.iter().find(|address| address.allocation == first);
+            let shown = shown.and_then(|address| address.association.as_ref());
+            let known = self.association(first).filter(|known| known.eni == view.me.eni);
+            if known.is_some() && known.map(|known| &known.id) != shown.map(|shown| &shown.id) {
+                self.distrust(out);
+            }
             return false;
         }
         let before = self.host(view);
@@ -185,7 +200,7 @@ impl Tracked {
             if let Some(ended) = &address.association
                 && now.and_then(|now| now.association.as_ref()).is_some_and(|now| now.id != ended.id)
             {
-                remember(&mut self.past, &ended.id);
+                remember(&mut self.past, &ended.id, Some(view.now + SETTLED));
             }
         }
         let had_seen = self.seen.is_some();
@@ -204,11 +219,20 @@ impl Tracked {
         true
     }
 
-    fn is_outdated(&self, observation: &Observation, now: Instant) -> bool {
-        observation.addresses.iter().any(|address| match &address.association {
-            Some(association) => self.past.contains(&association.id),
-            None => self.gained.get(&address.allocation).is_some_and(|at| now - *at < SETTLED),
-        })
+    /// Whether a description is older than what is known, and whether that is certain: EC2 shows what was done after a
+    /// while, and an association that has ended by own hand never comes back.
+    fn is_outdated(&self, observation: &Observation, now: Instant) -> Option<bool> {
+        let judge = |address: &Address| match &address.association {
+            Some(association) => {
+                let (_, until) = self.past.iter().find(|(past, _)| *past == association.id)?;
+                until.is_none_or(|until| now < until).then_some(until.is_none())
+            }
+            None => {
+                let is_recent = self.gained.get(&address.allocation).is_some_and(|at| now - *at < SETTLED);
+                is_recent.then_some(false)
+            }
+        };
+        observation.addresses.iter().filter_map(judge).min()
     }
 
     /// The first address is somewhere else than before.
@@ -244,7 +268,7 @@ impl Tracked {
         match (call, result) {
             (_, Err(error)) => self.failed(call, error, view, out),
             (Call::Disassociate { association }, Ok(_)) => {
-                remember(&mut self.past, association);
+                remember(&mut self.past, association, None);
                 self.set(
                     |address| address.association.as_ref().is_some_and(|a| a.id == *association),
                     None,
@@ -403,14 +427,12 @@ fn result_is_first(call: &Call, gateway: &Gateway) -> bool {
     matches!(call, Call::Associate { allocation } if allocation == gateway.first())
 }
 
-fn remember(past: &mut VecDeque<String>, ended: &str) {
-    if past.iter().any(|known| known == ended) {
-        return;
-    }
+fn remember(past: &mut VecDeque<(String, Option<Instant>)>, ended: &str, until: Option<Instant>) {
+    past.retain(|(id, _)| id != ended);
     if past.len() >= MOST_PAST {
         past.pop_front();
     }
-    past.push_back(ended.to_owned());
+    past.push_back((ended.to_owned(), until));
 }
 
 /// After so long, EC2 shows what was done.

@@ -35,6 +35,9 @@ impl Tracked {
         if self.role == Role::Standby {
             self.begin(Claim::new(Why::Found, view.now), out);
         }
+        if let Some(claim) = &mut self.claim {
+            claim.has_arrived = true;
+        }
         if let Some(claim) = &self.claim
             && matches!(claim.why, Why::Found | Why::Free)
             && self.way == Way::Own

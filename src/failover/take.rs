@@ -17,8 +17,10 @@ pub(super) struct Claim {
     pub since: Instant,
     /// The association that it means to end; `None` if there was none.
     from: Option<String>,
-    /// Something was sent to EC2 that may leave the address with nobody: now it must be seen through.
+    /// Something was sent to EC2 that may have left the address with nobody.
     is_begun: bool,
+    /// The first address was here: if it is not any more, somebody has taken it since.
+    pub has_arrived: bool,
     adoption: Adoption,
     /// The peer that has offered it, and the offer's number.
     pub consent: Option<(String, u64)>,
@@ -34,7 +36,15 @@ enum Adoption {
 
 impl Claim {
     pub const fn new(why: Why, since: Instant) -> Self {
-        Self { why, since, from: None, is_begun: false, adoption: Adoption::Open, consent: None }
+        Self {
+            why,
+            since,
+            from: None,
+            is_begun: false,
+            has_arrived: false,
+            adoption: Adoption::Open,
+            consent: None,
+        }
     }
 
     pub const fn is_begun(&self) -> bool {
@@ -176,20 +186,23 @@ impl Tracked {
     /// One step towards having the first address.
     pub fn advance(&mut self, view: &View<'_>, out: &mut Out) {
         let Some(claim) = self.claim.clone() else { return };
-        if !claim.is_begun
-            && let Err(why) = self.still_stands(&claim, view)
-        {
-            return self.abandon(why, out);
+        if claim.has_arrived {
+            return self.abandon(Abandoned::Lost, out);
         }
         let first = self.definition.first().to_owned();
         let Some(address) = self.address(&first) else { return self.abandon(Abandoned::NoReason, out) };
         let association = address.association.clone();
-        if let Some(held) = &association
-            && claim.from.as_ref() != Some(&held.id)
-        {
-            let is_consenting =
-                claim.consent.as_ref().is_some_and(|(peer, _)| view.instance(&held.eni) == Some(peer));
-            if !is_consenting {
+        // An address that this instance may have left with nobody is seen through.
+        let is_committed = claim.is_begun && association.is_none();
+        if !is_committed && let Err(why) = self.still_stands(&claim, view) {
+            return self.abandon(why, out);
+        }
+        if let Some(held) = &association {
+            let is_rightful = match &claim.consent {
+                Some((peer, _)) => view.instance(&held.eni) == Some(peer),
+                None => claim.from.as_ref() == Some(&held.id),
+            };
+            if !is_rightful {
                 return self.abandon(Abandoned::Lost, out);
             }
         }
