@@ -9,8 +9,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::key::Key;
-use super::opening::{self, Fault, MOST_OPENING, Names};
+use super::opening::{self, MOST_OPENING};
 use super::payload::{self, Payload};
+use super::preamble::{self, Fault, Names};
 use super::refusal::Refusal;
 use super::sealed::{Channel, Counts, FrameError, read_frame, write_frame};
 use crate::failover::{Hello, Message};
@@ -65,8 +66,8 @@ pub(super) async fn answer(
 ) -> Result<(Names, Candidate), (Option<String>, Refusal)> {
     let mut frame = Vec::new();
     read_frame(&mut stream, &mut frame, MOST_OPENING).await.map_err(|error| (None, error.into()))?;
-    let names = match opening::read(&frame) {
-        Ok(names) => names,
+    let names = match preamble::read(&frame) {
+        Ok((names, _)) => names,
         Err(fault) => return Err((None, refuse(&mut stream, fault).await)),
     };
     let answered = judge(&names).and_then(|()| opening::answer(key, &frame));

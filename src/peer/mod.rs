@@ -5,7 +5,7 @@
 //! peers say to each other is [`crate::failover`]'s, and so is what a silence means: a link is taken down when nothing has
 //! come for as long as it is configured, and that is all that it knows of time.
 //!
-//! `opening` is how a connection begins, in the clear and by the handshake of the Noise framework
+//! `preamble` is what is said first, in the clear, `opening` that and the handshake of the Noise framework
 //! (<https://noiseprotocol.org/noise.html>, revision 34), `sealed` what follows it, `payload` what is in that. `door` takes
 //! connections in, `connect` finds out whose they are, `peer` keeps one, with its `queue` of what is to be sent.
 //!
@@ -19,6 +19,7 @@ mod opening;
 pub mod payload;
 #[expect(clippy::module_inception, reason = "it is about one peer")]
 mod peer;
+pub mod preamble;
 mod queue;
 mod refusal;
 mod report;
@@ -39,9 +40,9 @@ use tokio::task::JoinHandle;
 use crate::failover::{Hello, Message};
 use connect::Candidate;
 pub use key::{Key, KeyError};
-use opening::Names;
-pub use opening::{Fault, VERSION};
 use peer::Peer;
+use preamble::Names;
+pub use preamble::{Fault, VERSION, is_name};
 pub use refusal::Refusal;
 use refusal::Refusals;
 pub use report::{Connected, Counters, PeerReport, Report};
@@ -138,13 +139,6 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Whether a gateway may have this name: 1 to 63 lower-case letters, digits and `-`.
-#[must_use]
-pub fn is_name(text: &str) -> bool {
-    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&text.len()) && text.bytes().all(good)
 }
 
 impl Link {

@@ -3,8 +3,7 @@
 //! Control messages are JSON: there are a few in a second, and who looks for an error can read them. Kinds that this
 //! version does not know are left out, as are messages: an older instance goes on beside a newer one.
 
-use super::opening::Fault;
-use super::sealed::MOST_PAYLOAD;
+use super::preamble::Fault;
 use crate::failover::Message;
 
 /// What a payload means.
@@ -55,6 +54,9 @@ pub fn parse(bytes: &[u8]) -> Payload {
         _ => Payload::Other,
     }
 }
+
+/// The longest payload: a message of the Noise framework without its tag.
+const MOST_PAYLOAD: usize = 65_535 - 16;
 
 const MESSAGE: u8 = 1;
 const REFUSED: u8 = 2;

@@ -10,8 +10,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{Candidate, Connection, DialError, dial};
-use super::opening::{Fault, Names};
 use super::payload::{self, Payload};
+use super::preamble::{Fault, Names};
 use super::queue::Queue;
 use super::report::{self, PeerReport, Record};
 use super::sealed::{FrameError, Opener, Sealer};
@@ -159,7 +159,7 @@ impl Peer {
         connection: Connection,
         candidates: &mut mpsc::Receiver<Candidate>,
     ) -> (Down, Option<Connection>) {
-        let Connection { mut stream, channel, counts, .. } = connection;
+        let Connection { mut stream, address, channel, counts, .. } = connection;
         let (opener, sealer) = channel.halves(counts);
         let (mut read, mut write) = stream.split();
         let (mut receiving, mut sending) =
@@ -168,7 +168,12 @@ impl Peer {
             tokio::select! {
                 why = &mut receiving => return (why, None),
                 why = &mut sending => return (why, None),
-                () = self.moved.notified() => return (Down::Moved, None),
+                () = self.moved.notified(), if self.dials => {
+                    // It may have moved before this connection was dialled.
+                    if *lock(&self.address) != address {
+                        return (Down::Moved, None);
+                    }
+                }
                 Some(candidate) = candidates.recv() => {
                     if let Some(newer) = self.admit(candidate).await {
                         return (Down::Replaced, Some(newer));
@@ -217,7 +222,7 @@ impl Peer {
         let mut record = self.record();
         record.connection = Some(report::Connection { address, since: now, heard: now });
         record.counters.connections += 1;
-        record.last_error = None;
+        (record.last_error, record.is_known_lost) = (None, false);
         drop(record);
         self.queue.set_open(true);
         tracing::info!(peer = self.gateway, %address, "peer connected");
@@ -238,9 +243,8 @@ impl Peer {
         let text = error.to_string();
         let mut record = self.record();
         record.counters.failures += 1;
-        let is_new = record.last_error.as_ref() != Some(&text);
-        if is_new {
-            tracing::debug!(peer = self.gateway, error = text, "peer cannot be reached");
+        if !std::mem::replace(&mut record.is_known_lost, true) {
+            tracing::info!(peer = self.gateway, error = text, "peer cannot be reached");
         }
         record.last_error = Some(text);
     }
@@ -261,12 +265,11 @@ impl Backoff {
     fn next(&mut self) -> Option<Duration> {
         let failures = self.failures;
         self.failures = failures.saturating_add(1);
-        let longest = SHORTEST_WAIT * 2u32.saturating_pow(failures.checked_sub(1)?).min(1 << 10);
-        let longest = longest.min(LONGEST_WAIT);
+        let doubled = SHORTEST_WAIT * 2u32.saturating_pow(failures.checked_sub(1)?).min(1 << 10);
+        let longest = doubled.min(LONGEST_WAIT);
         // Without the system's randomness there is no handshake anyway.
-        let share = getrandom::u32().unwrap_or(u32::MAX);
-        let jitter = longest / 2 * (share >> 16) / (1 << 16);
-        Some((longest / 2 + jitter).max(SHORTEST_WAIT / 2))
+        let share = getrandom::u32().unwrap_or(u32::MAX) >> 16;
+        Some(longest / 2 + longest / 2 * share / (1 << 16))
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::opening::{Fault, Verdict};
+use super::preamble::{Fault, Verdict};
 use super::sealed::FrameError;
 
 /// Why a connection was not made a link.

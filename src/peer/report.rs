@@ -35,8 +35,10 @@ pub struct PeerReport {
 pub struct Connected {
     /// The other end.
     pub address: SocketAddr,
+    #[serde(rename = "since_seconds", serialize_with = "seconds")]
     pub since: Duration,
     /// How long nothing has come.
+    #[serde(rename = "silent_seconds", serialize_with = "seconds")]
     pub silent: Duration,
 }
 
@@ -62,6 +64,8 @@ pub(super) struct Record {
     pub(super) connection: Option<Connection>,
     pub(super) counters: Counters,
     pub(super) last_error: Option<String>,
+    /// The log says that the peer cannot be reached.
+    pub(super) is_known_lost: bool,
 }
 
 /// A connection that stands.
@@ -91,4 +95,8 @@ impl Record {
             connection.heard = Instant::now();
         }
     }
+}
+
+fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
 }

@@ -123,6 +123,3 @@ pub(super) const MOST_FRAME: usize = 65_535;
 
 /// What sealing adds.
 const TAG: usize = 16;
-
-/// The longest payload.
-pub(super) const MOST_PAYLOAD: usize = MOST_FRAME - TAG;

@@ -163,6 +163,25 @@ async fn peer_that_has_moved_is_dialled_where_it_is_now() {
 }
 
 #[tokio::test]
+async fn peer_that_has_moved_before_it_was_reached_is_connected_with_once() {
+    let key = Key::generate().unwrap();
+    let (one, other) = (socket(), socket());
+    let (at_a, at_b) = (one.local_addr().unwrap(), other.local_addr().unwrap());
+    let mut a = Node::start(config("a", &key, &[("b", vacant())]), one);
+    while a.of("b").last_error.is_none() {
+        tokio::task::yield_now().await;
+    }
+    a.link.reconfigure(config("a", &key, &[("b", at_b)]), None).unwrap();
+    let mut b = Node::start(config("b", &key, &[("a", at_a)]), other);
+    b.up("a").await;
+    a.up("b").await;
+    for number in 0..10 {
+        assert_talking(&mut a, &mut b, number).await;
+    }
+    assert_eq!(a.of("b").counters.connections, 1);
+}
+
+#[tokio::test]
 async fn own_address_changes_without_a_break() {
     let key = Key::generate().unwrap();
     let (mut a, mut b) = pair(&key).await;

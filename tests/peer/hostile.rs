@@ -102,6 +102,28 @@ async fn message_that_is_sent_twice_on_the_way_ends_the_connection() {
     assert_eq!(b.next().await, Event::Down { peer: "a".to_owned(), why: egret::peer::Down::Mangled });
 }
 
+#[tokio::test]
+async fn name_that_was_changed_on_its_way_to_another_peers_does_not_verify() {
+    let key = Key::generate().unwrap();
+    let seat = socket();
+    let at_d = seat.local_addr().unwrap();
+    let mut d = Node::start(config("d", &key, &[("a", vacant()), ("c", vacant())]), seat);
+    // Of an `a` it makes a `c`.
+    let name = Flip { to_dialled: true, offset: 2 + 5 + 1 + 1, bit: 1 };
+    let way = Proxy::start_flipping(at_d, Some(name));
+    let mut a = Node::start(config("a", &key, &[("d", way.address)]), socket());
+    assert_eq!(
+        d.until(|event| match event {
+            Event::Refused { peer, why, .. } => Some((peer, why)),
+            _ => None,
+        })
+        .await,
+        (Some("c".to_owned()), Refusal::Fault(Fault::Key))
+    );
+    a.up("d").await;
+    d.up("a").await;
+}
+
 /// With this bit changed on the way, nothing but what was sent is heard, and the next connection works.
 async fn recovers(flip: Flip) {
     let key = Key::generate().unwrap();

@@ -58,7 +58,7 @@ pub fn heartbeat(sequence: u64) -> Message {
         echo: None,
         health: Health::default(),
         leaving: false,
-        hears: Vec::new(),
+        misses: Vec::new(),
         hosts: Vec::new(),
     })
 }
