@@ -22,6 +22,8 @@ pub struct Executor {
     ec2: Ec2,
     place: Place,
     known: Arc<Mutex<Known>>,
+    /// Held while room is made, so that none is made twice.
+    making_room: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Where gateways come to.
@@ -77,7 +79,7 @@ impl Executor {
     /// Makes no call yet.
     #[must_use]
     pub fn new(ec2: Ec2, place: Place) -> Self {
-        Self { ec2, place, known: Arc::default() }
+        Self { ec2, place, known: Arc::default(), making_room: Arc::default() }
     }
 
     /// How these gateways stand, by two calls.
@@ -156,6 +158,7 @@ impl Executor {
     /// # Errors
     /// See [`Failure`].
     pub async fn prepare(&self, places: usize) -> Result<(), Failure> {
+        let _making_room = self.making_room.lock().await;
         let there = self.secondaries().await?.len();
         for _ in there..places {
             let private = self.ec2.assign_private_address(&self.place.external).await?;
