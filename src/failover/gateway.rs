@@ -12,9 +12,9 @@ use super::action::{Action, Address, Association, Call, CallError, Done, Held, O
 use super::config::Gateway;
 use super::event::{Abandoned, Event, GatewayStatus, Host, Why};
 use super::hold::{Offered, Way};
-use super::message::{Answer, Message, Reply, Role};
+use super::message::{Answer, Hosting, Message, Reply, Role};
 use super::out::{Out, Pending};
-use super::peer::View;
+use super::peer::{Me, View};
 use super::take::Claim;
 use crate::time::Instant;
 
@@ -32,9 +32,9 @@ pub(super) struct Tracked {
     calls: usize,
     pub retry_at: Instant,
     failures: u32,
-    /// Since when the first address is where it is, and whether it was seen to come there.
+    /// Since when the first address is where it is, and how it came there.
     pub host_since: Option<Instant>,
-    pub was_seen_to_come: bool,
+    pub coming: Coming,
     /// Who had the first address before nobody had it.
     pub last_host: Host,
     pub free_since: Option<Instant>,
@@ -59,6 +59,17 @@ pub(super) struct Tracked {
     pub announced: Vec<Held>,
 }
 
+/// How the first address came to where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// It was there when it was first looked for.
+    Found,
+    /// It was somewhere else before.
+    Seen,
+    /// This instance had offered it.
+    Consented,
+}
+
 impl Tracked {
     pub fn new(now: Instant, definition: Gateway) -> Self {
         Self {
@@ -71,7 +82,7 @@ impl Tracked {
             retry_at: now,
             failures: 0,
             host_since: None,
-            was_seen_to_come: false,
+            coming: Coming::Found,
             last_host: Host::Unknown,
             free_since: None,
             past: VecDeque::new(),
@@ -127,6 +138,9 @@ impl Tracked {
             self.hold(view, out);
         } else {
             let host = self.host(view);
+            if self.is_leaving_for(&host, view) {
+                return;
+            }
             // That nobody has it now does not say that nobody had it since.
             if self.role != Role::Standby && self.claim.is_none() {
                 self.stand_by(host, out);
@@ -177,19 +191,13 @@ impl Tracked {
 
     /// Takes an observation in that was asked for as `number`; `false` if it is older than what is known.
     pub fn observe(&mut self, number: u64, observation: Observation, view: &View<'_>, out: &mut Out) -> bool {
-        if let Some(is_certain) = self.is_outdated(&observation, view.now) {
-            // If it is not older after all, nothing may be done on what was known before it.
-            self.is_fresh &= is_certain;
-            return false;
-        }
-        if self.calls > 0 || number < self.mark {
-            // Older than the last call, but maybe newer than what is known of the fence.
-            let first = self.definition.first();
-            let shown = observation.addresses.iter().find(|address| address.allocation == first);
-            let shown = shown.and_then(|address| address.association.as_ref());
-            let known = self.association(first).filter(|known| known.eni == view.me.eni);
-            if known.is_some() && known.map(|known| &known.id) != shown.map(|shown| &shown.id) {
-                self.distrust(out);
+        let is_outdated =
+            observation.addresses.iter().any(|address| self.is_outdated(address, view.now).is_some());
+        if is_outdated || self.calls > 0 || number < self.mark {
+            if self.is_fence_in_doubt(&observation, view) {
+                self.is_fresh = false;
+                self.is_confirmed = false;
+                out.hurry |= !is_outdated;
             }
             return false;
         }
@@ -210,6 +218,9 @@ impl Tracked {
         let first = self.association(self.definition.first()).cloned();
         if first.as_ref().map(|first| &first.id) != known.as_ref().map(|known| &known.id) || !had_seen {
             self.settle_first(view.now, known.is_some() || self.free_since.is_some(), before.clone());
+            if self.has_consented(&self.host(view)) {
+                self.coming = Coming::Consented;
+            }
         }
         let host = self.host(view);
         if host != before {
@@ -219,10 +230,10 @@ impl Tracked {
         true
     }
 
-    /// Whether a description is older than what is known, and whether that is certain: EC2 shows what was done after a
-    /// while, and an association that has ended by own hand never comes back.
-    fn is_outdated(&self, observation: &Observation, now: Instant) -> Option<bool> {
-        let judge = |address: &Address| match &address.association {
+    /// Whether a description of an address is older than what is known, and whether that is certain: EC2 shows what was
+    /// done after a while, and an association that has ended by own hand never comes back.
+    fn is_outdated(&self, address: &Address, now: Instant) -> Option<bool> {
+        match &address.association {
             Some(association) => {
                 let (_, until) = self.past.iter().find(|(past, _)| *past == association.id)?;
                 until.is_none_or(|until| now < until).then_some(until.is_none())
@@ -231,15 +242,28 @@ impl Tracked {
                 let is_recent = self.gained.get(&address.allocation).is_some_and(|at| now - *at < SETTLED);
                 is_recent.then_some(false)
             }
+        }
+    }
+
+    /// Whether a description that is too old to go by may still be newer than what is known of the fence: then nothing
+    /// is done on what was known before it.
+    fn is_fence_in_doubt(&self, observation: &Observation, view: &View<'_>) -> bool {
+        let first = self.definition.first();
+        let Some(known) = self.association(first).filter(|known| known.eni == view.me.eni) else {
+            return false;
         };
-        observation.addresses.iter().filter_map(judge).min()
+        let Some(shown) = observation.addresses.iter().find(|address| address.allocation == first) else {
+            return false;
+        };
+        let is_other = shown.association.as_ref().is_none_or(|shown| shown.id != known.id);
+        is_other && self.is_outdated(shown, view.now) != Some(true)
     }
 
     /// The first address is somewhere else than before.
     fn settle_first(&mut self, now: Instant, was_seen_before: bool, before: Host) {
         if self.association(self.definition.first()).is_some() {
             self.host_since = Some(now);
-            self.was_seen_to_come = was_seen_before;
+            self.coming = if was_seen_before { Coming::Seen } else { Coming::Found };
             self.free_since = None;
         } else {
             self.last_host = before;
@@ -385,6 +409,16 @@ impl Tracked {
         self.drifting = None;
         self.role = Role::Standby;
         out.beat = true;
+    }
+
+    /// What peers are told of it.
+    pub fn hosting(&self, me: &Me) -> Option<Hosting> {
+        let held = self.association(self.definition.first()).filter(|held| held.eni == me.eni);
+        (self.role != Role::Standby).then(|| Hosting {
+            gateway: self.definition.name.clone(),
+            role: self.role,
+            association: held.map(|held| held.id.clone()),
+        })
     }
 
     pub fn status(&self, view: &View<'_>, observed: Option<Instant>) -> GatewayStatus {

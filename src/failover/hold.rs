@@ -2,11 +2,11 @@
 
 use super::action::{Action, Call};
 use super::config::Failback;
-use super::event::{Event, Life, NotHandedOver, OrderError, Why};
+use super::event::{Event, Host, Life, NotHandedOver, OrderError, Why};
 use super::gateway::{SETTLED, Tracked, key};
 use super::message::{Answer, Message, Offer, Planned, Reply, Role};
 use super::out::Out;
-use super::peer::View;
+use super::peer::{Peer, View};
 use super::take::Claim;
 use crate::time::Instant;
 
@@ -24,7 +24,6 @@ pub(super) enum Way {
 pub(super) struct Offered {
     pub to: String,
     pub number: u64,
-    pub why: Planned,
     is_accepted: bool,
     until: Instant,
 }
@@ -73,8 +72,8 @@ impl Tracked {
                 let Some(unfit) = view.unfit_since() else { return };
                 // Those who could take it get their chance, as long as they use it.
                 let is_vain = |name: &String| self.in_vain.get(name).is_some_and(|at| *at >= unfit);
-                let mut heirs = view.candidates(&self.definition).filter(|name| view.is_able(name));
-                if heirs.all(|name| is_vain(name)) || view.now - unfit >= timing.turn * 3 {
+                let mut heirs = self.definition.candidates().filter(|name| view.is_able(name));
+                if heirs.all(is_vain) || view.now - unfit >= timing.turn * 3 {
                     self.way = Way::Fallback(view.now);
                     out.event(Event::FellBack { gateway: gateway.clone() });
                 }
@@ -97,8 +96,6 @@ impl Tracked {
             let Some(address) = self.address(&allocation) else { continue };
             let call = match &address.association {
                 Some(held) if held.eni == view.me.eni => continue,
-                // What is on an interface of nobody in the fleet was put there by somebody else.
-                Some(held) if view.instance(&held.eni).is_none() => continue,
                 Some(held) => Call::Disassociate { association: held.id.clone() },
                 None => Call::Associate { allocation: allocation.clone() },
             };
@@ -130,7 +127,9 @@ impl Tracked {
                 waits = true;
                 continue;
             }
-            at_peer |= route.and_then(|route| view.instance(&route.target)).is_some();
+            at_peer |= route
+                .and_then(|route| view.instance(&route.target))
+                .is_some_and(|instance| instance != view.me.name);
             let (table, exists, target) = (table.clone(), route.is_some(), target.clone());
             calls.push(Call::Route { table, destination, target, exists });
         }
@@ -184,7 +183,7 @@ impl Tracked {
         let timing = &view.me.timing;
         let was_asked = |name: &String, rest| self.in_vain.get(name).is_some_and(|at| view.now - *at < rest);
         if view.me.leaving.is_some() {
-            let mut able = view.candidates(&self.definition).filter(|name| view.is_able(name));
+            let mut able = self.definition.candidates().filter(|name| view.is_able(name));
             let next = able.find(|name| !was_asked(name, timing.turn)).cloned();
             drop(able);
             if let Some(to) = next {
@@ -193,9 +192,8 @@ impl Tracked {
             return;
         }
         let home = self.definition.name.clone();
-        let is_stable = |peer: &super::peer::Peer| {
-            peer.condition.well_for(view.now).is_some_and(|well| well >= timing.hold_down)
-        };
+        let is_stable =
+            |peer: &Peer| peer.condition.well_for(view.now).is_some_and(|well| well >= timing.hold_down);
         let is_due = home != view.me.name
             && self.definition.failback == Failback::Auto
             && self.why != Some(Why::HandOver(Planned::Operator))
@@ -215,7 +213,7 @@ impl Tracked {
     pub fn order(&mut self, to: &str, view: &View<'_>, out: &mut Out) -> Result<(), OrderError> {
         let gateway = self.definition.name.clone();
         let peer = view.peers.get(to).ok_or_else(|| OrderError::NoPeer(to.to_owned()))?;
-        if !view.candidates(&self.definition).any(|candidate| candidate == to) {
+        if !self.definition.candidates().any(|candidate| candidate == to) {
             return Err(OrderError::NoHeir { gateway, peer: to.to_owned() });
         }
         if !matches!(self.role, Role::Active | Role::Fallback) {
@@ -238,7 +236,30 @@ impl Tracked {
         out.event(Event::Offered { gateway: gateway.clone(), to: to.clone(), why });
         let message = Message::Offer(Offer { gateway, number, why });
         out.actions.push_back(Action::Send { to: to.clone(), message });
-        self.offer = Some(Offered { to, number, why, is_accepted: false, until });
+        self.offer = Some(Offered { to, number, is_accepted: false, until });
+    }
+
+    /// Whether the gateway is just going to the peer that was offered it. Until the peer is active there, this
+    /// instance goes on: whoever waits for it to have nothing left waits for the routes as well.
+    pub fn is_leaving_for(&self, host: &Host, view: &View<'_>) -> bool {
+        let Some(offer) = self.offer.as_ref().filter(|offer| offer.is_accepted) else { return false };
+        let is_on_its_way = match host {
+            Host::Nobody => true,
+            Host::Instance(name) => *name == offer.to,
+            Host::Unknown | Host::Stranger(_) => false,
+        };
+        let is_there = |peer: &Peer| {
+            matches!(peer.role(&self.definition.name), Role::Active | Role::Fallback) && *host != Host::Nobody
+        };
+        let peer = view.peers.get(&offer.to);
+        is_on_its_way
+            && view.now < offer.until
+            && peer.is_some_and(|peer| peer.life != Life::Dead && !is_there(peer))
+    }
+
+    /// Whether the host is the one that was offered it, and has accepted.
+    pub fn has_consented(&self, host: &Host) -> bool {
+        self.offer.as_ref().is_some_and(|offer| offer.is_accepted && *host == Host::Instance(offer.to.clone()))
     }
 
     /// Looks after an offer that is open; whether it still is.

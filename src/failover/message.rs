@@ -60,6 +60,8 @@ pub struct Echo {
 pub struct Hosting {
     pub gateway: String,
     pub role: Role,
+    /// Of the first address, if the sender has it: that it was heard with this very one proves that it lived since.
+    pub association: Option<String>,
 }
 
 /// What an instance is to a gateway.
@@ -181,6 +183,9 @@ impl Message {
                         return Err(ConfigError::TooMany { gateway, what, count, most: MOST_PEERS + 1 });
                     }
                 }
+                let mut associations =
+                    heartbeat.hosts.iter().filter_map(|hosting| hosting.association.as_ref());
+                associations.try_for_each(|id| config::check_id(id, "eipassoc-"))?;
                 heartbeat.misses.iter().chain(hosts).try_for_each(|name| config::check_name(name))
             }
             Self::Offer(Offer { gateway, .. }) | Self::Answer(Answer { gateway, .. }) => {

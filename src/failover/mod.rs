@@ -413,7 +413,7 @@ impl Fleet {
         let missed = |(_, peer): &(&String, &Peer)| peer.is_silent(now, timing);
         let misses: Vec<String> = self.peers.iter().filter(missed).map(|(name, _)| name.clone()).collect();
         let hosts: Vec<Hosting> =
-            self.hosted().map(|(gateway, role)| Hosting { gateway: gateway.to_owned(), role }).collect();
+            self.gateways.values().filter_map(|gateway| gateway.hosting(&self.me)).collect();
         for (to, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.linked) {
             let (sequence, echo) = peer.beat(now);
             let message = Message::Heartbeat(Heartbeat {

@@ -201,6 +201,11 @@ impl Peer {
         hosting.map_or(Role::Standby, |hosting| hosting.role)
     }
 
+    /// Whether it was heard saying that it has this association.
+    pub fn was_heard_with(&self, association: &str) -> bool {
+        self.hosts.iter().any(|hosting| hosting.association.as_deref() == Some(association))
+    }
+
     pub fn status(&self, now: Instant, peer: &str) -> PeerStatus {
         PeerStatus {
             peer: peer.to_owned(),
@@ -267,11 +272,6 @@ impl View<'_> {
         let unwell =
             self.me.health.unwell_since().filter(|since| self.now - *since >= self.me.timing.unwell_for);
         [self.me.leaving, unwell].into_iter().flatten().min()
-    }
-
-    /// Who may host a gateway, the first choice first: its home, and its heirs.
-    pub fn candidates<'a>(&self, gateway: &'a Gateway) -> impl Iterator<Item = &'a String> {
-        std::iter::once(&gateway.name).chain(&gateway.heirs)
     }
 }
 

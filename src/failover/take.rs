@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::action::{Action, Call};
 use super::event::{Abandoned, Event, Host, Life, Why};
-use super::gateway::Tracked;
+use super::gateway::{Coming, Tracked};
 use super::message::{Health, Offer, Role, Unwilling};
 use super::out::Out;
 use super::peer::View;
@@ -88,10 +88,11 @@ impl Tracked {
         if self.is_refused(view) {
             return Err(Unwilling::UnknownGateway);
         }
-        if !view.candidates(&self.definition).any(|candidate| *candidate == view.me.name) {
+        if !self.definition.candidates().any(|candidate| *candidate == view.me.name) {
             return Err(Unwilling::NoHeir);
         }
         if matches!(self.role, Role::Active | Role::Fallback) {
+            self.distrust(out);
             return Ok(());
         }
         let (why, consent) = (Why::HandOver(offer.why), Some((from.to_owned(), offer.number)));
@@ -108,7 +109,7 @@ impl Tracked {
     /// Why this instance should take it without being asked, and from when on it is its turn.
     fn reason(&self, view: &View<'_>) -> Option<(Why, Instant)> {
         let me = &view.me.name;
-        if !view.candidates(&self.definition).any(|candidate| candidate == me) || self.is_refused(view) {
+        if !self.definition.candidates().any(|candidate| candidate == me) || self.is_refused(view) {
             return None;
         }
         let timing = &view.me.timing;
@@ -140,8 +141,9 @@ impl Tracked {
             return None;
         }
         let is_last = !is_fit && view.me.health.health.is_some_and(|health: Health| health.is_unwell());
-        let ahead = view
-            .candidates(&self.definition)
+        let ahead = self
+            .definition
+            .candidates()
             .take_while(|candidate| is_last || *candidate != me)
             .filter(|candidate| host != Host::Instance((*candidate).clone()) && view.is_able(candidate))
             .count();
@@ -153,7 +155,8 @@ impl Tracked {
     ///
     /// Silence means little of a host that was not heard since the address came to it: somebody must have brought the
     /// address there, so that it is the link that is broken. Such a host is left alone for a long time, lest two that
-    /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run.
+    /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run. Likewise one that
+    /// did not hear this instance when it was heard last.
     fn silence_counts(&self, host: &str, view: &View<'_>) -> Option<Instant> {
         let peer = view.peers.get(host)?;
         let timing = &view.me.timing;
@@ -164,10 +167,14 @@ impl Tracked {
             return None;
         }
         let came = self.host_since?;
-        if peer.heard.is_some_and(|heard| heard >= came) || self.is_black_hole() {
+        let association = self.association(self.definition.first())?;
+        let was_heard = peer.heard.is_some_and(|heard| heard >= came) || peer.was_heard_with(&association.id);
+        // One that said that it did not hear us has a broken link, and its silence may be no more than that.
+        let is_link_well = !peer.misses.contains(&view.me.name);
+        if was_heard && is_link_well || self.coming == Coming::Consented || self.is_black_hole() {
             return Some(died);
         }
-        let hold_downs = if self.was_seen_to_come { BLIND_HOLD_DOWNS } else { 1 };
+        let hold_downs = if self.coming == Coming::Found { 1 } else { BLIND_HOLD_DOWNS };
         Some(died.max(came + timing.hold_down.saturating_mul(hold_downs)))
     }
 
@@ -177,8 +184,7 @@ impl Tracked {
         let is_being_taken = view.peers.values().any(|peer| peer.is_alive() && peer.role(name) == Role::Taking);
         let last_lives = match &self.last_host {
             Host::Instance(last) => view.peers.get(last).is_none_or(|peer| peer.life != Life::Dead),
-            Host::Unknown => *name != view.me.name,
-            Host::Nobody | Host::Stranger(_) => false,
+            Host::Unknown | Host::Nobody | Host::Stranger(_) => *name != view.me.name,
         };
         if is_being_taken || last_lives { view.me.timing.turn } else { Duration::ZERO }
     }

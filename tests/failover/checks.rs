@@ -17,6 +17,8 @@ pub struct Checks {
     /// By gateway, the interface that had the first address last.
     hosts: BTreeMap<String, String>,
     last_fault: Option<Instant>,
+    /// Whether a link is cut.
+    pub has_cut: bool,
 }
 
 /// A gateway has gone from one instance to another.
@@ -24,8 +26,6 @@ pub struct Checks {
 pub struct Move {
     pub at: Instant,
     pub gateway: String,
-    pub to: usize,
-    pub why: Option<Why>,
 }
 
 /// Whether an instance has a gateway's first address, as far as it was told.
@@ -40,7 +40,14 @@ pub struct Knowledge {
 
 impl Checks {
     pub fn new(gateways: Vec<Gateway>, hold_down: Duration) -> Self {
-        Self { gateways, hold_down, moves: Vec::new(), hosts: BTreeMap::new(), last_fault: None }
+        Self {
+            gateways,
+            hold_down,
+            moves: Vec::new(),
+            hosts: BTreeMap::new(),
+            last_fault: None,
+            has_cut: false,
+        }
     }
 
     /// Something is, or just was, not as it should be.
@@ -48,7 +55,7 @@ impl Checks {
         self.last_fault = Some(now);
     }
 
-    pub fn observed(&self, node: &mut Node, at: Instant, seen: &[Observation]) {
+    pub fn observed(node: &mut Node, at: Instant, seen: &[Observation]) {
         for observation in seen {
             let ids = observation.addresses.iter().filter_map(|address| address.association.as_ref());
             node.ids.extend(ids.map(|association| association.id.clone()));
@@ -56,7 +63,7 @@ impl Checks {
                 address.association.as_ref().is_some_and(|association| association.eni == node.config.eni)
             };
             let has = observation.addresses.first().is_some_and(is_own);
-            self.learn(node, &observation.gateway, at, has);
+            Self::learn(node, &observation.gateway, at, has);
         }
     }
 
@@ -65,12 +72,12 @@ impl Checks {
         if let (Call::Associate { allocation }, Done::Associated { association, .. }) = (call, done) {
             node.ids.insert(association.clone());
             if let Some(gateway) = self.of_first(allocation) {
-                self.learn(node, &gateway, now, true);
+                Self::learn(node, &gateway, now, true);
             }
         }
     }
 
-    fn learn(&self, node: &mut Node, gateway: &str, at: Instant, has: bool) {
+    fn learn(node: &mut Node, gateway: &str, at: Instant, has: bool) {
         let knowledge = node.knowledge.entry(gateway.to_owned()).or_default();
         knowledge.last = has;
         if at >= knowledge.of {
@@ -117,7 +124,7 @@ impl Checks {
                 let why = node.why.get(&gateway).copied();
                 let before =
                     self.moves.iter().rev().find(|moved| moved.gateway == gateway).map(|moved| moved.at);
-                self.moves.push(Move { at: now, gateway: gateway.clone(), to: index, why });
+                self.moves.push(Move { at: now, gateway: gateway.clone() });
                 self.judge(now, nodes, me, &gateway, why, before)
             }
             Call::Disassociate { .. } | Call::Route { .. } => None,
@@ -137,14 +144,13 @@ impl Checks {
         let is_faulty = nodes
             .iter()
             .any(|node| node.fleet.is_none() || node.is_paused || !node.egress || !node.worker || !node.api);
-        let has_fault = is_faulty || self.last_fault.is_some_and(|at| now - at < AFTERMATH);
+        let has_fault = is_faulty || self.has_cut || self.last_fault.is_some_and(|at| now - at < AFTERMATH);
         let rests = before.is_none_or(|before| now - before >= self.hold_down);
         match why {
-            Some(Why::HandOver(Planned::Operator | Planned::Leaving)) => None,
             Some(Why::HandOver(Planned::Failback)) if !rests => {
                 Some(format!("{gateway} goes home to {to} within the hold-down"))
             }
-            Some(Why::HandOver(Planned::Failback)) => None,
+            Some(Why::HandOver(_)) => None,
             why if !has_fault => Some(format!("{to} takes {gateway} without a fault ({why:?})")),
             _ => None,
         }

@@ -59,6 +59,10 @@ impl Net {
         self.cut.remove(&way).is_some()
     }
 
+    pub fn has_cut(&self) -> bool {
+        !self.cut.is_empty()
+    }
+
     pub fn is_cut(&self, (a, b): Way) -> bool {
         self.cut.contains_key(&(a, b)) || self.cut.contains_key(&(b, a))
     }

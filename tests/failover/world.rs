@@ -81,6 +81,7 @@ pub struct Trouble {
 }
 
 /// An instance.
+#[allow(clippy::struct_excessive_bools, reason = "each is a way to be unwell, and they are independent")]
 pub struct Node {
     pub config: Config,
     /// `None` while it does not run.
@@ -88,9 +89,13 @@ pub struct Node {
     /// Counts starts; what belongs to an earlier one is void.
     pub life: u64,
     pub is_paused: bool,
+    /// Is paused between deciding on its next change and calling EC2.
+    pub is_trapped: bool,
     pub is_terminated: bool,
     pub egress: bool,
     pub worker: bool,
+    /// Whether health is told at all.
+    pub probes: bool,
     /// Whether it reaches EC2.
     pub api: bool,
     /// What its daemon has kept.
@@ -170,9 +175,11 @@ impl World {
                 fleet: None,
                 life: 0,
                 is_paused: false,
+                is_trapped: false,
                 is_terminated: false,
                 egress: true,
                 worker: true,
+                probes: true,
                 api: true,
                 disk: Vec::new(),
                 origin: chance.below(1 << 50),
@@ -309,6 +316,7 @@ impl World {
 
     pub fn cut(&mut self, from: usize, to: usize) {
         self.net.cut(self.now, (from, to));
+        self.checks.has_cut = true;
         self.checks.fault(self.now);
     }
 
@@ -332,6 +340,7 @@ impl World {
 
     pub fn heal_way(&mut self, way: Way) {
         if self.net.heal(way) {
+            self.checks.has_cut = self.net.has_cut();
             self.checks.fault(self.now);
         }
     }
@@ -369,9 +378,12 @@ impl World {
         result
     }
 
-    pub fn configure(&mut self, index: usize, config: Config) {
-        self.nodes[index].config = config.clone();
-        self.with(index, |fleet, now| fleet.handle_config(now, config).unwrap());
+    /// Somebody by hand: the first address goes to this interface.
+    pub fn reassociate(&mut self, gateway: usize, eni: &str) {
+        let first = self.definition(gateway).allocations[0].clone();
+        let held = self.ec2.truth.addresses[&first].clone().unwrap();
+        self.ec2.change(self.now, eni, &Call::Disassociate { association: held.id }).unwrap();
+        self.ec2.change(self.now, eni, &Call::Associate { allocation: first }).unwrap();
     }
 
     /// Calls a fleet that runs and is not paused.
@@ -497,7 +509,9 @@ impl World {
                 self.input(index, Input::Timer);
             }
             Happening::Health(index) => {
-                self.input(index, Input::Health);
+                if self.nodes[index].probes {
+                    self.input(index, Input::Health);
+                }
                 self.schedule(PROBE, Happening::Health(index));
             }
             Happening::Dial(way) => self.dial(way),
@@ -521,7 +535,7 @@ impl World {
             return;
         }
         match &input {
-            Input::Observed(_, at, Ok(seen)) => self.checks.observed(node, *at, seen),
+            Input::Observed(_, at, Ok(seen)) => Checks::observed(node, *at, seen),
             Input::Outcome(_, call, Ok(done)) => self.checks.done(node, self.now, call, done),
             _ => {}
         }
@@ -596,6 +610,9 @@ impl World {
                 self.accuse(wrong);
                 let after = self.chance.between(Duration::ZERO, Duration::from_millis(3));
                 self.schedule(after, Happening::Begin(index, life, Job::Call(id, call, begin_by)));
+                if std::mem::take(&mut self.nodes[index].is_trapped) {
+                    self.pause(index);
+                }
             }
             Action::Adopt { gateway } => {
                 let after = self.chance.between(Duration::from_millis(1), Duration::from_millis(20));
