@@ -162,6 +162,11 @@ impl Gateway {
         self.allocations.first().map_or("", String::as_str)
     }
 
+    /// Who may host it, the first choice first: its home, and its heirs.
+    pub(super) fn candidates(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.name).chain(&self.heirs)
+    }
+
     /// Every route that must lead to the host.
     pub(super) fn routes(&self) -> impl Iterator<Item = (&String, Ipv4Net)> {
         self.route_tables.iter().flat_map(|table| self.destinations.iter().map(move |net| (table, *net)))

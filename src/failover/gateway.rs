@@ -32,11 +32,9 @@ pub(super) struct Tracked {
     calls: usize,
     pub retry_at: Instant,
     failures: u32,
-    /// Since when the first address is where it is, and whether it was seen to come there.
+    /// Since when the first address is where it is, and how it came there.
     pub host_since: Option<Instant>,
-    pub was_seen_to_come: bool,
-    /// Whether this instance had offered it to whom it came to.
-    pub came_by_consent: bool,
+    pub coming: Coming,
     /// Who had the first address before nobody had it.
     pub last_host: Host,
     pub free_since: Option<Instant>,
@@ -61,6 +59,17 @@ pub(super) struct Tracked {
     pub announced: Vec<Held>,
 }
 
+/// How the first address came to where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// It was there when it was first looked for.
+    Found,
+    /// It was somewhere else before.
+    Seen,
+    /// This instance had offered it.
+    Consented,
+}
+
 impl Tracked {
     pub fn new(now: Instant, definition: Gateway) -> Self {
         Self {
@@ -73,8 +82,7 @@ impl Tracked {
             retry_at: now,
             failures: 0,
             host_since: None,
-            was_seen_to_come: false,
-            came_by_consent: false,
+            coming: Coming::Found,
             last_host: Host::Unknown,
             free_since: None,
             past: VecDeque::new(),
@@ -210,7 +218,9 @@ impl Tracked {
         let first = self.association(self.definition.first()).cloned();
         if first.as_ref().map(|first| &first.id) != known.as_ref().map(|known| &known.id) || !had_seen {
             self.settle_first(view.now, known.is_some() || self.free_since.is_some(), before.clone());
-            self.came_by_consent = self.has_consented(&self.host(view));
+            if self.has_consented(&self.host(view)) {
+                self.coming = Coming::Consented;
+            }
         }
         let host = self.host(view);
         if host != before {
@@ -253,8 +263,7 @@ impl Tracked {
     fn settle_first(&mut self, now: Instant, was_seen_before: bool, before: Host) {
         if self.association(self.definition.first()).is_some() {
             self.host_since = Some(now);
-            self.was_seen_to_come = was_seen_before;
-            self.came_by_consent = false;
+            self.coming = if was_seen_before { Coming::Seen } else { Coming::Found };
             self.free_since = None;
         } else {
             self.last_host = before;

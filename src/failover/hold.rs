@@ -72,8 +72,8 @@ impl Tracked {
                 let Some(unfit) = view.unfit_since() else { return };
                 // Those who could take it get their chance, as long as they use it.
                 let is_vain = |name: &String| self.in_vain.get(name).is_some_and(|at| *at >= unfit);
-                let mut heirs = view.candidates(&self.definition).filter(|name| view.is_able(name));
-                if heirs.all(|name| is_vain(name)) || view.now - unfit >= timing.turn * 3 {
+                let mut heirs = self.definition.candidates().filter(|name| view.is_able(name));
+                if heirs.all(is_vain) || view.now - unfit >= timing.turn * 3 {
                     self.way = Way::Fallback(view.now);
                     out.event(Event::FellBack { gateway: gateway.clone() });
                 }
@@ -183,7 +183,7 @@ impl Tracked {
         let timing = &view.me.timing;
         let was_asked = |name: &String, rest| self.in_vain.get(name).is_some_and(|at| view.now - *at < rest);
         if view.me.leaving.is_some() {
-            let mut able = view.candidates(&self.definition).filter(|name| view.is_able(name));
+            let mut able = self.definition.candidates().filter(|name| view.is_able(name));
             let next = able.find(|name| !was_asked(name, timing.turn)).cloned();
             drop(able);
             if let Some(to) = next {
@@ -213,7 +213,7 @@ impl Tracked {
     pub fn order(&mut self, to: &str, view: &View<'_>, out: &mut Out) -> Result<(), OrderError> {
         let gateway = self.definition.name.clone();
         let peer = view.peers.get(to).ok_or_else(|| OrderError::NoPeer(to.to_owned()))?;
-        if !view.candidates(&self.definition).any(|candidate| candidate == to) {
+        if !self.definition.candidates().any(|candidate| candidate == to) {
             return Err(OrderError::NoHeir { gateway, peer: to.to_owned() });
         }
         if !matches!(self.role, Role::Active | Role::Fallback) {

@@ -273,11 +273,6 @@ impl View<'_> {
             self.me.health.unwell_since().filter(|since| self.now - *since >= self.me.timing.unwell_for);
         [self.me.leaving, unwell].into_iter().flatten().min()
     }
-
-    /// Who may host a gateway, the first choice first: its home, and its heirs.
-    pub fn candidates<'a>(&self, gateway: &'a Gateway) -> impl Iterator<Item = &'a String> {
-        std::iter::once(&gateway.name).chain(&gateway.heirs)
-    }
 }
 
 /// Heartbeats whose echo is still of interest.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::action::{Action, Call};
 use super::event::{Abandoned, Event, Host, Life, Why};
-use super::gateway::Tracked;
+use super::gateway::{Coming, Tracked};
 use super::message::{Health, Offer, Role, Unwilling};
 use super::out::Out;
 use super::peer::View;
@@ -88,7 +88,7 @@ impl Tracked {
         if self.is_refused(view) {
             return Err(Unwilling::UnknownGateway);
         }
-        if !view.candidates(&self.definition).any(|candidate| *candidate == view.me.name) {
+        if !self.definition.candidates().any(|candidate| *candidate == view.me.name) {
             return Err(Unwilling::NoHeir);
         }
         if matches!(self.role, Role::Active | Role::Fallback) {
@@ -109,7 +109,7 @@ impl Tracked {
     /// Why this instance should take it without being asked, and from when on it is its turn.
     fn reason(&self, view: &View<'_>) -> Option<(Why, Instant)> {
         let me = &view.me.name;
-        if !view.candidates(&self.definition).any(|candidate| candidate == me) || self.is_refused(view) {
+        if !self.definition.candidates().any(|candidate| candidate == me) || self.is_refused(view) {
             return None;
         }
         let timing = &view.me.timing;
@@ -141,8 +141,9 @@ impl Tracked {
             return None;
         }
         let is_last = !is_fit && view.me.health.health.is_some_and(|health: Health| health.is_unwell());
-        let ahead = view
-            .candidates(&self.definition)
+        let ahead = self
+            .definition
+            .candidates()
             .take_while(|candidate| is_last || *candidate != me)
             .filter(|candidate| host != Host::Instance((*candidate).clone()) && view.is_able(candidate))
             .count();
@@ -170,10 +171,10 @@ impl Tracked {
         let was_heard = peer.heard.is_some_and(|heard| heard >= came) || peer.was_heard_with(&association.id);
         // One that said that it did not hear us has a broken link, and its silence may be no more than that.
         let is_link_well = !peer.misses.contains(&view.me.name);
-        if was_heard && is_link_well || self.came_by_consent || self.is_black_hole() {
+        if was_heard && is_link_well || self.coming == Coming::Consented || self.is_black_hole() {
             return Some(died);
         }
-        let hold_downs = if self.was_seen_to_come { BLIND_HOLD_DOWNS } else { 1 };
+        let hold_downs = if self.coming == Coming::Found { 1 } else { BLIND_HOLD_DOWNS };
         Some(died.max(came + timing.hold_down.saturating_mul(hold_downs)))
     }
 

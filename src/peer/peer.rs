@@ -76,6 +76,7 @@ impl Peer {
             let up = Event::Up { peer: self.gateway.clone(), hello: connection.hello.clone() };
             self.connected(&connection);
             self.common.tell(up).await;
+            self.record().is_announced = true;
             let start = Instant::now();
             let (why, newer) = self.carry(connection, &mut candidates).await;
             // A connection that ends at once is no success.
@@ -89,7 +90,8 @@ impl Peer {
 
     /// To be called when [`Self::keep`] is dropped.
     pub(super) async fn removed(&self) {
-        if self.record().connection.is_some() {
+        let is_announced = self.record().is_announced;
+        if is_announced {
             self.disconnected(Down::Removed).await;
         }
     }
@@ -237,6 +239,7 @@ impl Peer {
         }
         tracing::info!(peer = self.gateway, reason = %why, "peer disconnected");
         self.common.tell(Event::Down { peer: self.gateway.clone(), why }).await;
+        self.record().is_announced = false;
     }
 
     fn failed(&self, error: &DialError) {

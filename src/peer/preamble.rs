@@ -169,7 +169,9 @@ impl fmt::Display for Fault {
                 f.write_str("has another key, or its handshake was changed on the way; see failover.key_file")
             }
             Self::Claimed => f.write_str("has the name of another instance, which is connected"),
-            Self::Hello => f.write_str("does not introduce itself"),
+            Self::Hello => f.write_str(
+                "does not introduce itself as this version of Egret understands it; run the same on both",
+            ),
         }
     }
 }

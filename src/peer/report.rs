@@ -64,6 +64,8 @@ pub(super) struct Record {
     pub(super) connection: Option<Connection>,
     pub(super) counters: Counters,
     pub(super) last_error: Option<String>,
+    /// Whoever takes events knows of a connection, and not of its end.
+    pub(super) is_announced: bool,
     /// The log says that the peer cannot be reached.
     pub(super) is_known_lost: bool,
 }

@@ -55,7 +55,7 @@ impl Checks {
         self.last_fault = Some(now);
     }
 
-    pub fn observed(&self, node: &mut Node, at: Instant, seen: &[Observation]) {
+    pub fn observed(node: &mut Node, at: Instant, seen: &[Observation]) {
         for observation in seen {
             let ids = observation.addresses.iter().filter_map(|address| address.association.as_ref());
             node.ids.extend(ids.map(|association| association.id.clone()));
@@ -63,7 +63,7 @@ impl Checks {
                 address.association.as_ref().is_some_and(|association| association.eni == node.config.eni)
             };
             let has = observation.addresses.first().is_some_and(is_own);
-            self.learn(node, &observation.gateway, at, has);
+            Self::learn(node, &observation.gateway, at, has);
         }
     }
 
@@ -72,12 +72,12 @@ impl Checks {
         if let (Call::Associate { allocation }, Done::Associated { association, .. }) = (call, done) {
             node.ids.insert(association.clone());
             if let Some(gateway) = self.of_first(allocation) {
-                self.learn(node, &gateway, now, true);
+                Self::learn(node, &gateway, now, true);
             }
         }
     }
 
-    fn learn(&self, node: &mut Node, gateway: &str, at: Instant, has: bool) {
+    fn learn(node: &mut Node, gateway: &str, at: Instant, has: bool) {
         let knowledge = node.knowledge.entry(gateway.to_owned()).or_default();
         knowledge.last = has;
         if at >= knowledge.of {
@@ -147,11 +147,10 @@ impl Checks {
         let has_fault = is_faulty || self.has_cut || self.last_fault.is_some_and(|at| now - at < AFTERMATH);
         let rests = before.is_none_or(|before| now - before >= self.hold_down);
         match why {
-            Some(Why::HandOver(Planned::Operator | Planned::Leaving)) => None,
             Some(Why::HandOver(Planned::Failback)) if !rests => {
                 Some(format!("{gateway} goes home to {to} within the hold-down"))
             }
-            Some(Why::HandOver(Planned::Failback)) => None,
+            Some(Why::HandOver(_)) => None,
             why if !has_fault => Some(format!("{to} takes {gateway} without a fault ({why:?})")),
             _ => None,
         }

@@ -99,7 +99,8 @@ fn claim_of_the_own_address_table_or_interface_is_refused() {
 
 #[test]
 fn definition_that_is_wrong_in_itself_is_refused() {
-    let wrong: [(fn(&mut Gateway), &str); 5] = [
+    type Change = fn(&mut Gateway);
+    let wrong: [(Change, &str); 5] = [
         (|gateway| gateway.allocations.clear(), "no Elastic IP"),
         (|gateway| gateway.allocations = vec!["eipalloc-b".to_owned(); 2], "twice"),
         (|gateway| gateway.heirs.push("az-b".to_owned()), "its own heir"),

@@ -63,7 +63,7 @@ fn peer_that_gets_well_relieves_the_fallback_after_the_hold_down() {
     world.run(Duration::from_secs(60));
     assert!(world.routes_lead_to(0, "nat-a") && world.routes_lead_to(1, "nat-b"));
     world.set_egress(1, true);
-    world.run(HOLD_DOWN - Duration::from_secs(5));
+    world.run(HOLD_DOWN * 19 / 20);
     assert!(world.routes_lead_to(0, "nat-a"), "a passing health is no reason");
     world.run(Duration::from_secs(30));
     assert!(world.is_at(0, 1) && world.is_at(1, 1));

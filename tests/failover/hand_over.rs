@@ -120,7 +120,7 @@ fn home_that_keeps_falling_ill_does_not_get_its_gateway() {
     world.run(Duration::from_secs(300));
     for _ in 0..10 {
         world.set_egress(0, true);
-        world.run(HOLD_DOWN - Duration::from_secs(5));
+        world.run(HOLD_DOWN * 19 / 20);
         world.set_egress(0, false);
         world.run(Duration::from_secs(3));
     }

@@ -3,10 +3,12 @@
 //!
 //! `EGRET_SEEDS=10000` tries as many; `EGRET_SEED=n` replays one, and tells what happens.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use egret::failover::{Failback, Fleet, Timing};
+use egret::failover::{Event, Failback, Fleet, Timing};
 
 use crate::chance::Chance;
 use crate::net::Quality;
@@ -14,8 +16,9 @@ use crate::world::{Node, Setup, Trouble, World, name};
 
 #[test]
 fn whatever_goes_wrong_nothing_splits_and_all_ends_well() {
+    let seen = Seen::default();
     if let Some(seed) = number("EGRET_SEED") {
-        let end = run(seed, true).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        let end = run(seed, true, &seen).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         println!("seed {seed}: well {:.1} s after the last fault", end.as_secs_f64());
         return;
     }
@@ -29,13 +32,13 @@ fn whatever_goes_wrong_nothing_splits_and_all_ends_well() {
                 if seed > seeds {
                     break;
                 }
-                match run(seed, false) {
+                match run(seed, false, &seen) {
                     Ok(took) => _ = longest.fetch_max(took.as_millis() as u64, Ordering::Relaxed),
                     Err(wrong) => {
                         failed.store(true, Ordering::Relaxed);
                         failures.push(format!(
-                            "seed {seed}: {wrong}\nreplay it: EGRET_SEED={seed} cargo test --release --test failover \
-                             whatever_goes_wrong -- --nocapture"
+                            "seed {seed}: {wrong}\nreplay it: EGRET_SEED={seed} cargo test --release \
+                             --no-default-features --test failover nothing_splits -- --nocapture"
                         ));
                     }
                 }
@@ -51,10 +54,61 @@ fn whatever_goes_wrong_nothing_splits_and_all_ends_well() {
         "{seeds} seeds: all well at most {longest:.1} s after the last fault, of {} s allowed",
         BOUND.as_secs()
     );
+    seen.has_all();
+}
+
+/// How often what has happened, so that chance cannot come to try nothing.
+#[derive(Default)]
+struct Seen(Mutex<BTreeMap<String, u64>>);
+
+impl Seen {
+    fn add(&self, world: &World) {
+        let mut seen = self.0.lock().unwrap();
+        for (_, event) in world.nodes.iter().flat_map(|node| &node.events) {
+            let what = match event {
+                Event::Active { why, .. } => format!("active, {why:?}"),
+                Event::Abandoned { why, .. } => format!("abandoned, {why:?}"),
+                Event::CallFailed { error, .. } => format!("call failed, {error:?}"),
+                Event::FellBack { .. } => "fell back".to_owned(),
+                Event::TakenBack { .. } => "taken back".to_owned(),
+                Event::Mending { .. } => "mending".to_owned(),
+                _ => continue,
+            };
+            *seen.entry(what).or_default() += 1;
+        }
+    }
+
+    fn has_all(&self) {
+        let seen = self.0.lock().unwrap();
+        println!("{seen:#?}");
+        for what in [
+            "active, Found",
+            "active, Free",
+            "active, Silence",
+            "active, Unwell",
+            "active, HandOver(Operator)",
+            "active, HandOver(Leaving)",
+            "active, HandOver(Failback)",
+            "abandoned, Lost",
+            "abandoned, NoReason",
+            "abandoned, Unfit",
+            "abandoned, TooLong",
+            "call failed, StaleAssociation",
+            "call failed, AlreadyAssociated",
+            "call failed, Throttled",
+            "call failed, NotMade",
+            "call failed, Unknown",
+            "fell back",
+            "taken back",
+            "mending",
+        ] {
+            assert!(seen.contains_key(what), "in none of the seeds: {what}");
+        }
+    }
 }
 
 /// Runs one; how long after the last fault it was well for good.
-fn run(seed: u64, trace: bool) -> Result<Duration, String> {
+fn run(seed: u64, trace: bool, seen: &Seen) -> Result<Duration, String> {
     let mut chance = Chance::new(seed);
     let setup = setup(seed, &mut chance);
     let mut world = World::new(&setup);
@@ -76,7 +130,9 @@ fn run(seed: u64, trace: bool) -> Result<Duration, String> {
     }
     faults.end(&mut world, &mut chance);
     world.trouble = Trouble::default();
-    settle(&mut world)
+    let end = settle(&mut world);
+    seen.add(&world);
+    end
 }
 
 /// Runs until all is well, and stays so.
@@ -150,17 +206,15 @@ impl Faults {
         let many = world.nodes.len() as u64;
         let one = chance.below(many) as usize;
         let other = (one + 1 + chance.below(many - 1) as usize) % many as usize;
-        let kind = chance.below(20);
+        let kind = chance.below(21);
         if self.trace {
             println!("{:>10.3} FAULT {kind} of {one} and {other}", world.seconds());
         }
         match kind {
             0..=2 => world.crash(one),
             3..=5 if world.nodes[one].fleet.is_none() => world.start(one),
-            3 => world.pause(one),
-            4 => world.wake(one),
-            5 if world.nodes[one].is_paused => world.wake(one),
-            5 => world.pause(one),
+            4 | 5 if world.nodes[one].is_paused => world.wake(one),
+            3..=5 => world.pause(one),
             6 => world.part(one, other),
             7 => world.cut(one, other),
             8 => world.isolate(one),
@@ -187,8 +241,10 @@ impl Faults {
             18 => {
                 // It may be refused, which changes nothing.
                 let gateway = chance.below(many) as usize;
-                let _ = world.hand_over(one, gateway, other);
+                let host = world.host_of(gateway).unwrap_or(one);
+                let _ = world.hand_over(host, gateway, other);
             }
+            19 => world.nodes[one].is_trapped = true,
             _ => {
                 world.isolate(one);
                 world.set_egress(one, false);
@@ -217,6 +273,7 @@ impl Faults {
             world.set_egress(index, true);
             world.set_worker(index, true);
             world.set_api(index, true);
+            world.nodes[index].is_trapped = false;
             world.wake(index);
             world.set_leaving(index, false);
             if world.nodes[index].fleet.is_none() && stays_down != Some(index) {

@@ -81,6 +81,7 @@ pub struct Trouble {
 }
 
 /// An instance.
+#[allow(clippy::struct_excessive_bools, reason = "each is a way to be unwell, and they are independent")]
 pub struct Node {
     pub config: Config,
     /// `None` while it does not run.
@@ -88,6 +89,8 @@ pub struct Node {
     /// Counts starts; what belongs to an earlier one is void.
     pub life: u64,
     pub is_paused: bool,
+    /// Is paused between deciding on its next change and calling EC2.
+    pub is_trapped: bool,
     pub is_terminated: bool,
     pub egress: bool,
     pub worker: bool,
@@ -172,6 +175,7 @@ impl World {
                 fleet: None,
                 life: 0,
                 is_paused: false,
+                is_trapped: false,
                 is_terminated: false,
                 egress: true,
                 worker: true,
@@ -531,7 +535,7 @@ impl World {
             return;
         }
         match &input {
-            Input::Observed(_, at, Ok(seen)) => self.checks.observed(node, *at, seen),
+            Input::Observed(_, at, Ok(seen)) => Checks::observed(node, *at, seen),
             Input::Outcome(_, call, Ok(done)) => self.checks.done(node, self.now, call, done),
             _ => {}
         }
@@ -606,6 +610,9 @@ impl World {
                 self.accuse(wrong);
                 let after = self.chance.between(Duration::ZERO, Duration::from_millis(3));
                 self.schedule(after, Happening::Begin(index, life, Job::Call(id, call, begin_by)));
+                if std::mem::take(&mut self.nodes[index].is_trapped) {
+                    self.pause(index);
+                }
             }
             Action::Adopt { gateway } => {
                 let after = self.chance.between(Duration::from_millis(1), Duration::from_millis(20));

@@ -77,17 +77,25 @@ impl Node {
 
     /// The next event.
     pub async fn next(&mut self) -> Event {
-        let next = timeout(PATIENCE, self.events.recv()).await;
-        next.unwrap_or_else(|_| panic!("nothing happens at {}: {:#?}", self.name, self.link.report())).unwrap()
+        self.until(Some).await
     }
 
     /// Leaves events out until one is right.
     pub async fn until<T>(&mut self, mut right: impl FnMut(Event) -> Option<T>) -> T {
-        loop {
-            if let Some(found) = right(self.next().await) {
-                return found;
+        let mut others = Vec::new();
+        let found = timeout(PATIENCE, async {
+            loop {
+                let event = self.events.recv().await.unwrap();
+                others.push(format!("{event:?}"));
+                if let Some(found) = right(event) {
+                    return found;
+                }
             }
-        }
+        });
+        let Ok(found) = found.await else {
+            panic!("{} waits in vain; {:#?} after {others:#?}", self.name, self.link.report())
+        };
+        found
     }
 
     pub async fn up(&mut self, name: &str) -> Hello {
