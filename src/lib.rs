@@ -5,8 +5,8 @@
 //! | rank | modules |
 //! |---|---|
 //! | 0 | [`wire`]: headers in memory; [`time`]: time as an argument |
-//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups; [`talkers`]: who talks most |
-//! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2 |
+//! | 1 | [`nat`]: the NAT engine; [`balance`]: target groups; [`failover`]: who hosts which gateway; [`talkers`]: who talks most |
+//! | 2 | [`datapath`]: moving packets; [`forward`]: forwarding TCP; `aws` (a feature): EC2; [`peer`]: between instances |
 //! | 3 | [`config`]: the file; [`metrics`]: what Prometheus scrapes; [`admin`]: the control socket and HTTP |
 //! | 4 | [`daemon`]: the composition |
 //! | 5 | [`cli`]: the command line |
@@ -25,9 +25,11 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+pub mod failover;
 pub mod forward;
 pub mod metrics;
 pub mod nat;
+pub mod peer;
 pub mod talkers;
 pub mod time;
 pub mod wire;

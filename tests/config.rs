@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "config/failover.rs"]
+mod failover;
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,7 +83,6 @@ fn every_mistake_is_told_with_line_key_and_what_is_allowed() {
         ("[aws]\nroutes = [\"::/0\"]", "\"::/0\" is not an IPv4 prefix; use one such as \"0.0.0.0/0\""),
         ("[aws]\nelastic_ip_count = 1", "2: aws.elastic_ip_count: more than aws.elastic_ips has (0)"),
         ("[aws]\nelastic_ip_count = 0", "use a number of Elastic IPs from 1 to 50"),
-        ("failover.gateway = \"a\"", "1: failover: not in this version"),
         ("nat = 3", "1: nat: is of the type integer; use a table"),
         (
             "[nat]\nmapping = \"cone\"",
@@ -741,6 +743,13 @@ const WORDS: &[&str] = &[
     "[nat]\n",
     "[admin]\n",
     "[aws]\n",
+    "[failover]\n",
+    "gateway",
+    "listen",
+    "peers",
+    "dead_after",
+    "egress_probes",
+    "\"10.0.0.10:7946\"",
     "enabled",
     "route_tables",
     "route_table_tags",

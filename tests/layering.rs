@@ -90,6 +90,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("prometheus", &["metrics"]),
     ("datasketches", &["talkers"]),
     ("ratatui", &["cli"]),
+    ("getrandom", &["peer"]),
+    ("snow", &["peer"]),
+    ("zeroize", &["peer"]),
 ];
 
 #[test]

@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use egret::admin::{self, Description, HistoryReport, HttpLimits, Source};
+use egret::admin::{
+    self, Description, FleetReport, GatewayReport, HistoryReport, HttpLimits, PeerReport, Source,
+};
 use egret::balance::{
     self, AdmissionCounters, CheckError, Serving, State, TargetCounters, TargetSnapshot, Why,
 };
@@ -61,6 +63,33 @@ impl Source for Daemon {
 
     async fn listeners(&self) -> Result<Vec<Report>, Stopped> {
         Ok(vec![report()])
+    }
+
+    fn fleet(&self) -> Option<FleetReport> {
+        let gateway = |name: &str, role: &str, host: Option<&str>| GatewayReport {
+            gateway: name.to_owned(),
+            role: role.to_owned(),
+            host: host.map(str::to_owned),
+            since_seconds: Some(125.0),
+            ..GatewayReport::default()
+        };
+        Some(FleetReport {
+            name: "az-a".to_owned(),
+            health: "well".to_owned(),
+            leaving: false,
+            gateways: vec![gateway("az-a", "active", Some("az-a")), gateway("az-b", "standby", None)],
+            peers: vec![PeerReport {
+                peer: "az-b".to_owned(),
+                state: "suspect".to_owned(),
+                silent_seconds: 1.25,
+                last_error: Some("connection refused".to_owned()),
+                ..PeerReport::default()
+            }],
+        })
+    }
+
+    async fn hand_over(&self, _: Option<String>, _: String) -> Result<String, String> {
+        Err("nothing is handed over by HTTP".to_owned())
     }
 
     fn log_level(&self, _: Option<&str>) -> Result<String, String> {
@@ -228,6 +257,10 @@ async fn the_page_shows_the_daemons_numbers() {
             "198.51.100.0/24 | 6.0 MiB | 20 | 4 | 2",
             "Throughput | out | in | 0 bit/s",
             "now",
+            "Gateways | az-a is well",
+            "az-a | active | az-a | 2m 5s",
+            "az-b | standby | nobody known",
+            "az-b | suspect | 1.3 s | connection refused",
             "no_session | 4,321",
             "out to the world | 777 | 3.0 GiB",
             "98,765 opened",

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -89,14 +90,27 @@ pub fn used_time(id: u32) -> Result<Duration> {
 pub fn run_time(id: u32) -> Result<Duration> {
     let mut total = Duration::ZERO;
     for task in fs::read_dir(format!("/proc/{id}/task"))? {
-        let path = task?.path().join("schedstat");
-        let text = fs::read_to_string(&path)?;
-        let nanos = text.split_whitespace().next().and_then(|text| text.parse().ok());
-        total += nanos
-            .map(Duration::from_nanos)
-            .ok_or_else(|| Failure::new(format!("no run time in {}", path.display())))?;
+        total += task_run_time(&task?.path())?;
     }
     Ok(total)
+}
+
+/// As [`run_time`], of the process's thread of this name.
+pub fn thread_run_time(id: u32, name: &str) -> Result<Duration> {
+    for task in fs::read_dir(format!("/proc/{id}/task"))? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.trim() == name {
+            return task_run_time(&task);
+        }
+    }
+    Err(Failure::new(format!("the process {id} has no thread {name}")))
+}
+
+fn task_run_time(task: &Path) -> Result<Duration> {
+    let path = task.join("schedstat");
+    let text = fs::read_to_string(&path)?;
+    let nanos = text.split_whitespace().next().and_then(|text| text.parse().ok());
+    nanos.map(Duration::from_nanos).ok_or_else(|| Failure::new(format!("no run time in {}", path.display())))
 }
 
 /// The processes whose name begins with `prefix`.

@@ -115,6 +115,19 @@ impl Client {
         }
     }
 
+    /// Has a gateway, or else the home gateway, handed over to a peer. Gives its name; what comes of it, the status tells.
+    ///
+    /// # Errors
+    ///
+    /// If that is not even tried, or no answer in time.
+    pub fn hand_over(&mut self, gateway: Option<String>, to: String) -> Result<String, Error> {
+        match self.ask(&Request::Handover { gateway, to })? {
+            Response::Offered { gateway } => Ok(gateway),
+            Response::Error(message) => Err(Error::Refused(message)),
+            _ => Err(Error::Unexpected),
+        }
+    }
+
     fn ask(&mut self, request: &Request) -> Result<Response, Error> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');

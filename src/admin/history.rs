@@ -87,9 +87,10 @@ impl History {
         if self.events.len() == EVENTS {
             self.events.pop_front();
         }
-        let level = match state.split(':').next().unwrap_or_default() {
-            "ready" | "healthy" | "active" | "off" => "good",
-            "not ready" | "unhealthy" | "failed" | "blackhole" | "missing" | "elsewhere" => "bad",
+        let level = match state.split([':', ',']).next().unwrap_or_default() {
+            "ready" | "healthy" | "active" | "alive" | "off" => "good",
+            "not ready" | "unhealthy" | "failed" | "dead" | "fallback" | "blackhole" | "missing"
+            | "elsewhere" => "bad",
             _ => "warn",
         };
         let what = if subject.is_empty() { state.to_owned() } else { format!("{subject}: {state}") };
@@ -124,6 +125,13 @@ fn facts(status: &Status) -> Vec<(String, String)> {
             let why = target.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
             (format!("{name}, {}", target.address), format!("{}{why}", target.state))
         }));
+    }
+    if let Some(fleet) = &status.fleet {
+        facts.extend(fleet.gateways.iter().map(|gateway| {
+            let host = gateway.host.as_ref().map_or_else(String::new, |host| format!(", hosted by {host}"));
+            (format!("gateway {}", gateway.gateway), format!("{}{host}", gateway.role))
+        }));
+        facts.extend(fleet.peers.iter().map(|peer| (format!("peer {}", peer.peer), peer.state.clone())));
     }
     if let Some(check) = &status.source_dest_check {
         facts.push(("source/dest check".to_owned(), check.clone()));

@@ -19,10 +19,10 @@ pub use history::{Change, HistoryReport, Points};
 pub use http::{HttpBindError, HttpLimits, bind_http, serve_http};
 pub use lock::{BindError, Socket, bind};
 pub use protocol::{
-    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, ListenerReport, MAX_SESSIONS, MAX_TALKERS,
-    Measure, NoticeReport, PortLoad, PortsReport, ProcessedReport, Request, Response, RouteReport, Session,
-    SessionCounts, SessionQuery, Sessions, SourceReport, Status, TalkerReport, TalkersOf, TalkersReport,
-    TargetReport, TlsReport, TrafficReport,
+    Addresses, AwsReport, Drops, ElasticIpReport, FastPathReport, FleetReport, GatewayReport, ListenerReport,
+    MAX_SESSIONS, MAX_TALKERS, Measure, NoticeReport, PeerReport, PortLoad, PortsReport, ProcessedReport,
+    Request, Response, RouteReport, Session, SessionCounts, SessionQuery, Sessions, SourceReport, Status,
+    TalkerReport, TalkersOf, TalkersReport, TargetReport, TlsReport, TrafficReport,
 };
 pub use server::{Limits, serve};
 pub use view::{Description, Source};

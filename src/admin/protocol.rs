@@ -36,6 +36,13 @@ pub enum Request {
         #[serde(default)]
         undo: bool,
     },
+    /// `{"command":"handover","to":"az-b"}`
+    Handover {
+        /// The instance's home gateway if unset.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gateway: Option<String>,
+        to: String,
+    },
 }
 
 impl Request {
@@ -46,7 +53,7 @@ impl Request {
             Self::Status {} | Self::Sessions(_) | Self::Talkers { .. } | Self::LogLevel { filter: None } => {
                 false
             }
-            Self::LogLevel { filter: Some(_) } | Self::Drain { .. } => true,
+            Self::LogLevel { filter: Some(_) } | Self::Drain { .. } | Self::Handover { .. } => true,
         }
     }
 }
@@ -95,6 +102,10 @@ pub enum Response {
     /// The filter in force.
     LogLevel(String),
     Done {},
+    /// This gateway is being handed over; what comes of it, the status tells.
+    Offered {
+        gateway: String,
+    },
     /// The request was not understood or could not be answered.
     Error(String),
 }
@@ -128,6 +139,9 @@ pub struct Status {
     /// What is kept up at EC2; absent if AWS is not asked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub aws: Option<AwsReport>,
+    /// The fleet that this instance is in; absent without failover, and until its identity is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fleet: Option<FleetReport>,
     /// What is about to happen to this instance; absent if nothing is known of.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub notices: Vec<NoticeReport>,
@@ -247,6 +261,71 @@ pub struct AwsReport {
     pub failures: Vec<String>,
     /// Calls since the start, by action and outcome.
     pub calls: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// A fleet, as this instance sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FleetReport {
+    /// This instance's, which is that of its home gateway.
+    pub name: String,
+    /// `well`, `not known yet`, or what is wrong.
+    pub health: String,
+    /// It is about to stop, and hands its gateways over.
+    pub leaving: bool,
+    pub gateways: Vec<GatewayReport>,
+    pub peers: Vec<PeerReport>,
+}
+
+/// A gateway of the fleet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GatewayReport {
+    pub gateway: String,
+    /// The instance that has its first Elastic IP; absent if none has, or that is not known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<String>,
+    /// What this instance is to it: `active`, `standby`, `taking`, or `fallback` if its routes lead to the standby NAT
+    /// gateway.
+    pub role: String,
+    /// For how long the host has been the host.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub since_seconds: Option<f64>,
+    /// Why it came here.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
+    /// The age of what is known of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub observed_seconds: Option<f64>,
+    /// What somebody has to mend.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trouble: Option<String>,
+    /// To whom it is being handed over.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub offered_to: Option<String>,
+    /// Why it was not, the last time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub not_handed_over: Option<String>,
+}
+
+/// Another instance of the fleet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    pub peer: String,
+    /// `alive`, `suspect` or `dead`.
+    pub state: String,
+    pub connected: bool,
+    /// As it has told: `well`, `not known yet`, or what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub health: Option<String>,
+    pub leaving: bool,
+    pub silent_seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub round_trip_seconds: Option<f64>,
+    /// Why nothing is done for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<String>,
+    /// Why there is no connection, or why the last one ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_error: Option<String>,
 }
 
 /// A route that is to lead to this instance.

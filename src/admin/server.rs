@@ -131,6 +131,12 @@ impl<S: Source> Server<S> {
                     Err(message) => Answer::error(message),
                 };
             }
+            Ok(Request::Handover { gateway, to }) => {
+                return match self.view.source.hand_over(gateway, to).await {
+                    Ok(gateway) => Answer::Short(Response::Offered { gateway }),
+                    Err(message) => Answer::error(message),
+                };
+            }
             Err(error) => return Answer::error(format!("not a request: {error}")),
         };
         result.unwrap_or_else(|stopped| Answer::error(stopped.to_string()))

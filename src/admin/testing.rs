@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::protocol::FleetReport;
 use super::view::{Description, Source};
 use crate::datapath::{self, Chosen, FastPath, SessionFilter, SessionPage, Snapshot, Stopped};
 use crate::forward;
@@ -29,6 +30,14 @@ impl Source for Fake {
 
     async fn set_draining(&self, listener: &str, _: SocketAddr, _: bool) -> Result<(), String> {
         Err(format!("there is no listener {listener}"))
+    }
+
+    fn fleet(&self) -> Option<FleetReport> {
+        None
+    }
+
+    async fn hand_over(&self, _: Option<String>, to: String) -> Result<String, String> {
+        if to == "az-b" { Ok("az-a".to_owned()) } else { Err(format!("{to} is no peer")) }
     }
 
     fn log_level(&self, filter: Option<&str>) -> Result<String, String> {

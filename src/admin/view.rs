@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::protocol::{
-    Addresses, AwsReport, FastPathReport, ListenerReport, Measure, NoticeReport, PortLoad, PortsReport,
-    ProcessedReport, SessionCounts, Status, TalkerReport, TalkersOf, TalkersReport, TargetReport, TlsReport,
-    TrafficReport,
+    Addresses, AwsReport, FastPathReport, FleetReport, ListenerReport, Measure, NoticeReport, PortLoad,
+    PortsReport, ProcessedReport, SessionCounts, Status, TalkerReport, TalkersOf, TalkersReport, TargetReport,
+    TlsReport, TrafficReport,
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
@@ -36,6 +36,19 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// The listeners that forward.
     fn listeners(&self) -> impl Future<Output = Result<Vec<forward::Report>, Stopped>> + Send;
+
+    /// The fleet, if this instance is in one.
+    fn fleet(&self) -> Option<FleetReport>;
+
+    /// Has a gateway, or else the home gateway, handed over to a peer. Gives its name.
+    ///
+    /// # Errors
+    /// Why that is not even tried.
+    fn hand_over(
+        &self,
+        gateway: Option<String>,
+        to: String,
+    ) -> impl Future<Output = Result<String, String>> + Send;
 
     /// The most talkative of the last minute and of the last hour.
     fn talkers(&self, by: Measure, count: usize) -> impl Future<Output = Result<[Top; 2], Stopped>> + Send;
@@ -108,7 +121,8 @@ impl<S: Source> View<S> {
         let description = self.description.borrow().clone();
         let aws_failing = description.aws_failing_since.map(|since| since.elapsed());
         let listeners = self.source.listeners().await?;
-        Ok((uptime, whole_status(snapshot, description, listeners, aws_failing)))
+        let fleet = self.source.fleet();
+        Ok((uptime, whole_status(snapshot, description, listeners, fleet, aws_failing)))
     }
 
     /// Who talks most.
@@ -128,7 +142,8 @@ impl<S: Source> View<S> {
         if external != internal {
             drivers.push(("internal", self.source.driver_statistics(internal).await));
         }
-        let status = whole_status(snapshot.clone(), description, listeners.clone(), aws_failing);
+        let status =
+            whole_status(snapshot.clone(), description, listeners.clone(), self.source.fleet(), aws_failing);
         let aws = status.aws.as_ref().map(|aws| metrics::Aws {
             calls: &aws.calls,
             failing: aws_failing.unwrap_or_default(),
@@ -156,10 +171,11 @@ fn whole_status(
     snapshot: Snapshot,
     description: Description,
     listeners: Vec<forward::Report>,
+    fleet: Option<FleetReport>,
     aws_failing: Option<Duration>,
 ) -> Status {
     let listeners = listeners.into_iter().map(listener).collect();
-    let mut status = Status { listeners, ..status(snapshot, description) };
+    let mut status = Status { fleet, listeners, ..status(snapshot, description) };
     status.degraded = degraded(&status, aws_failing);
     status
 }
@@ -177,6 +193,10 @@ fn degraded(status: &Status, aws_failing: Option<Duration>) -> Vec<String> {
             let failures = aws.failures.iter();
             reasons.extend(failures.map(|failure| format!("for {minutes} minutes, {failure}")));
         }
+    }
+    for gateway in status.fleet.iter().flat_map(|fleet| &fleet.gateways) {
+        let trouble = gateway.trouble.as_ref();
+        reasons.extend(trouble.map(|trouble| format!("gateway {}: {trouble}", gateway.gateway)));
     }
     for listener in &status.listeners {
         let name = &listener.name;
@@ -313,6 +333,7 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
         bypass: config.bypass,
         source_dest_check,
         aws,
+        fleet: None,
         notices,
         draining,
         sessions: SessionCounts {

@@ -178,23 +178,27 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Makes a route to a network interface where there is none to this destination.
+    /// Makes a route to a network interface (`eni-`) or a NAT gateway (`nat-`) where there is none to this destination.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn create_route(&self, table: &str, destination: Ipv4Net, eni: &str) -> Result<(), Failure> {
-        let request = self.client.create_route().route_table_id(table).network_interface_id(eni);
+    pub async fn create_route(&self, table: &str, destination: Ipv4Net, target: &str) -> Result<(), Failure> {
+        let (eni, nat) = by_kind(target);
+        let request = self.client.create_route().route_table_id(table);
+        let request = request.set_network_interface_id(eni).set_nat_gateway_id(nat);
         let request = request.destination_cidr_block(destination.to_string());
         self.calls.make("ec2:CreateRoute", request.send()).await?;
         Ok(())
     }
 
-    /// Has the route to this destination lead to a network interface from now on.
+    /// Has the route to this destination lead to a network interface (`eni-`) or a NAT gateway (`nat-`) from now on.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn replace_route(&self, table: &str, destination: Ipv4Net, eni: &str) -> Result<(), Failure> {
-        let request = self.client.replace_route().route_table_id(table).network_interface_id(eni);
+    pub async fn replace_route(&self, table: &str, destination: Ipv4Net, target: &str) -> Result<(), Failure> {
+        let (eni, nat) = by_kind(target);
+        let request = self.client.replace_route().route_table_id(table);
+        let request = request.set_network_interface_id(eni).set_nat_gateway_id(nat);
         let request = request.destination_cidr_block(destination.to_string());
         self.calls.make("ec2:ReplaceRoute", request.send()).await?;
         Ok(())
@@ -212,7 +216,8 @@ impl Ec2 {
         assigned.and_then(|given| parsed(given.private_ip_address())).ok_or_else(|| malformed(ACTION))
     }
 
-    /// Associates an Elastic IP that is free with a private address of a network interface.
+    /// Associates an Elastic IP that is free with a private address of a network interface, and gives the id of the
+    /// association.
     ///
     /// # Errors
     /// See [`Failure`]; one that is in use elsewhere is refused.
@@ -221,12 +226,29 @@ impl Ec2 {
         allocation: &str,
         eni: &str,
         private: Ipv4Addr,
-    ) -> Result<(), Failure> {
+    ) -> Result<String, Failure> {
+        const ACTION: &str = "ec2:AssociateAddress";
         let request = self.client.associate_address().allocation_id(allocation).network_interface_id(eni);
         let request = request.private_ip_address(private.to_string()).allow_reassociation(false);
-        self.calls.make("ec2:AssociateAddress", request.send()).await?;
+        let answer = self.calls.make(ACTION, request.send()).await?;
+        id(answer.association_id()).ok_or_else(|| malformed(ACTION))
+    }
+
+    /// Ends exactly this association of an Elastic IP.
+    ///
+    /// # Errors
+    /// See [`Failure`]; one that is there no more is refused.
+    pub async fn disassociate_address(&self, association: &str) -> Result<(), Failure> {
+        let request = self.client.disassociate_address().association_id(association);
+        self.calls.make("ec2:DisassociateAddress", request.send()).await?;
         Ok(())
     }
+}
+
+/// What a route is to lead to, as network interface or as NAT gateway.
+fn by_kind(target: &str) -> (Option<String>, Option<String>) {
+    let target = target.to_owned();
+    if target.starts_with("nat-") { (None, Some(target)) } else { (Some(target), None) }
 }
 
 fn interface(given: &types::NetworkInterface) -> Option<NetworkInterface> {

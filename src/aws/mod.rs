@@ -7,6 +7,7 @@
 
 mod call;
 mod ec2;
+mod fleet;
 mod imds;
 mod lifecycle;
 mod notices;
@@ -22,6 +23,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
 pub use ec2::{Association, Ec2, ElasticIp, NetworkInterface, PrivateAddress, Route, RouteTable, Tables};
+pub use fleet::{Executor, NotDone, Place};
 pub use imds::{Address, Error, Identity, Imds, Instance};
 pub use lifecycle::{Lifecycle, Proceeded, Transition, Waits};
 pub use notices::{Notice, Notices, SpotAction};

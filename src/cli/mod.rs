@@ -6,7 +6,10 @@
 
 mod doctor;
 mod drain;
+mod fleet;
+mod handover;
 mod log_level;
+mod peer_key;
 mod sessions;
 mod status;
 mod text;
@@ -68,11 +71,19 @@ enum Command {
     ///
     /// Exit code: 0, 1 if the filter makes no sense, or 2 if the daemon gives no answer.
     LogLevel(log_level::Arguments),
+    /// Hand a gateway over to a peer, which goes on with it while this instance still forwards.
+    ///
+    /// Exit code: 0 when the peer has it, 1 if it does not take it, or 2 if the daemon gives no answer.
+    Handover(handover::Arguments),
     /// Look for what stands in the way of a working gateway, and say what to do about it. Changes nothing; the daemon
     /// may run or not.
     ///
     /// Exit code: 0 if nothing is wrong, 1 with warnings, 2 with errors.
     Doctor(doctor::Arguments),
+    /// Make the key that the peers of a fleet share. Each of them gets a copy.
+    ///
+    /// Exit code: 0, or 1 if the file is there already or cannot be written.
+    PeerKey(peer_key::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +100,9 @@ struct Run {
     /// Print what would be changed at EC2, and change nothing, there or here.
     #[arg(long = "dry-run")]
     foresee: bool,
+    /// How to print that.
+    #[arg(long, value_enum, default_value_t = Format::Text, requires = "foresee")]
+    output: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,7 +138,9 @@ impl Cli {
             Command::Drain(arguments) => drain::execute(&arguments),
             Command::Top(arguments) => top::execute(&arguments),
             Command::LogLevel(arguments) => log_level::execute(arguments),
+            Command::Handover(arguments) => handover::execute(arguments),
             Command::Doctor(arguments) => doctor::execute(arguments),
+            Command::PeerKey(arguments) => peer_key::execute(&arguments),
         }
     }
 }
@@ -156,13 +172,17 @@ fn init_logging(format: Format) {
 fn foresee(run: Run) -> anyhow::Result<ExitCode> {
     init_logging(run.log_format);
     let foreseen = daemon::foresee(&daemon::Options { config: run.config, socket: run.socket })?;
-    print(|out| match &foreseen.changes[..] {
-        _ if !foreseen.is_on => writeln!(out, "aws is not asked (aws.enabled)"),
-        [] => writeln!(out, "nothing to change"),
-        changes => changes.iter().try_for_each(|change| writeln!(out, "would {change}")),
-    })?;
-    for problem in &foreseen.problems {
-        eprintln!("{problem}");
+    if run.output == Format::Json {
+        print_json(&foreseen)?;
+    } else {
+        print(|out| match &foreseen.changes[..] {
+            _ if !foreseen.is_on => writeln!(out, "aws is not asked (aws.enabled)"),
+            [] => writeln!(out, "nothing to change"),
+            changes => changes.iter().try_for_each(|change| writeln!(out, "would {change}")),
+        })?;
+        for problem in &foreseen.problems {
+            eprintln!("{problem}");
+        }
     }
     Ok(if foreseen.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

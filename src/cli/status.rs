@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::fleet;
 use super::text::{bytes, count, duration};
 use super::{Ask, Format, print, print_json};
 use crate::admin::client::Client;
@@ -60,6 +61,9 @@ fn write(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     }
     if let Some(aws) = &status.aws {
         write_aws(out, aws)?;
+    }
+    if let Some(report) = &status.fleet {
+        fleet::write(out, report)?;
     }
     for notice in &status.notices {
         write_notice(out, notice)?;
@@ -345,6 +349,7 @@ pub(super) mod tests {
             bypass: vec!["10.0.0.0/16".parse().unwrap()],
             source_dest_check: None,
             aws: None,
+            fleet: None,
             notices: Vec::new(),
             draining: false,
             sessions: SessionCounts {

@@ -143,7 +143,7 @@ fn list<T: Clone + ToString>(
 }
 
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html>
-fn id(prefix: &str, text: &str) -> Result<String, String> {
+pub(super) fn id(prefix: &str, text: &str) -> Result<String, String> {
     let digits = text.strip_prefix(prefix).unwrap_or_default();
     let hexadecimal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !hexadecimal || !matches!(digits.len(), 8 | 17) {

@@ -349,7 +349,7 @@ fn matcher(text: &str) -> Result<Vec<RangeInclusive<u16>>, String> {
 }
 
 /// Whether both cannot be had: at the same address, or at the same port, part of whose packets would be NAT's.
-fn collide(mode: Mode, one: SocketAddr, other_mode: Mode, other: SocketAddr) -> bool {
+pub(super) fn collide(mode: Mode, one: SocketAddr, other_mode: Mode, other: SocketAddr) -> bool {
     let same = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
     let mixed = (mode == Mode::Proxy) != (other_mode == Mode::Proxy);
     one.port() == other.port() && (same || mixed)

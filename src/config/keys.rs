@@ -4,7 +4,7 @@ use super::reader::{Reader, Section, alternatives};
 
 /// Every section with its keys. A key that is itself a section is looked into.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["datapath", "xdp", "nat", "forward", "aws", "admin", "session_log"]),
+    ("", &["datapath", "xdp", "nat", "forward", "aws", "failover", "admin", "session_log"]),
     ("xdp", &["adjust_mtu"]),
     (
         "nat",
@@ -41,12 +41,24 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "terminating_hook",
         ],
     ),
+    (
+        "failover",
+        &[
+            "gateway",
+            "key_file",
+            "listen",
+            "peers",
+            "fallback_nat_gateway",
+            "heartbeat_interval",
+            "dead_after",
+            "failback",
+            "hold_down",
+            "egress_probes",
+        ],
+    ),
     ("session_log", &["to", "opened", "new_destinations", "lines_per_second"]),
     ("admin", &["listen", "socket", "nat_gateway_price_per_gb"]),
 ];
-
-/// Keys that the design has and this version does not.
-const LATER: &[&str] = &["failover"];
 
 /// Notes every key of the document that is not known.
 pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {
@@ -68,9 +80,7 @@ pub(super) fn check_section(reader: &mut Reader<'_>, section: &Section<'_>, know
         if known.contains(&name) {
             continue;
         }
-        let message = if LATER.contains(&place.key.as_str()) {
-            "not in this version".to_owned()
-        } else if let Some(nearest) = nearest(section.path(), name, known) {
+        let message = if let Some(nearest) = nearest(section.path(), name, known) {
             format!("unknown key; did you mean {nearest}?")
         } else {
             format!("unknown key; use {}", alternatives(known))

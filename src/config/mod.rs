@@ -7,6 +7,7 @@
 
 mod admin;
 mod aws;
+mod failover;
 mod forward;
 mod hooks;
 mod keys;
@@ -25,13 +26,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
 use crate::datapath::{Choice, XdpConfig};
+use crate::failover::Failback;
 use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
+/// What is in `failover.key_file`.
+pub use crate::peer::Key as PeerKey;
 pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET, Price};
 pub use problem::{Problem, Problems};
 use reader::{Reader, Section};
@@ -56,6 +61,8 @@ pub struct Config {
     /// The sections `[[forward]]`; no two share a name or an address.
     pub forward: Vec<Forward>,
     pub aws: Aws,
+    /// Unset without the section: the gateway is this instance's for as long as it lives.
+    pub failover: Option<Failover>,
     pub admin: Admin,
     pub session_log: SessionLog,
     /// What is doubtful in the file, in the order of the lines.
@@ -124,7 +131,7 @@ pub struct Aws {
     pub routes: Vec<Ipv4Net>,
     /// Allocation ids: a pool, in the order in which they are tried. Empty: none is associated.
     pub elastic_ips: Vec<String>,
-    /// How many of the pool; at least 1.
+    /// How many of the pool; at least 1. With failover, all.
     pub elastic_ip_count: usize,
     /// Lifecycle hooks of the Auto Scaling group, which wait for this instance.
     pub hooks: Hooks,
@@ -141,6 +148,35 @@ impl Default for Aws {
             hooks: Hooks::default(),
         }
     }
+}
+
+/// The section `[failover]`. With it, [`Aws::elastic_ips`] and [`Aws::route_tables`] are not empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// The name of the home gateway, and so of this instance; see [`crate::peer::is_name`].
+    pub gateway: String,
+    /// See [`PeerKey`].
+    pub key_file: PathBuf,
+    pub listen: SocketAddr,
+    /// The other instances, the first heir of the gateway first; at least one.
+    pub peers: Vec<FailoverPeer>,
+    /// A managed NAT gateway, by its id.
+    pub fallback_nat_gateway: Option<String>,
+    pub heartbeat_interval: Duration,
+    /// At least three times `heartbeat_interval`.
+    pub dead_after: Duration,
+    pub failback: Failback,
+    pub hold_down: Duration,
+    /// The internet is there if one of these takes a connection. Empty: if the next hop answers.
+    pub egress_probes: Vec<SocketAddr>,
+}
+
+/// Another instance of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailoverPeer {
+    /// The name of its home gateway.
+    pub gateway: String,
+    pub address: SocketAddr,
 }
 
 /// A choice of route tables.
@@ -252,7 +288,8 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
     let xdp = read_xdp(&mut reader, &root);
     let nat = nat::read(&mut reader, &root);
     let forward = forward::read(&mut reader, &root);
-    let aws = aws::read(&mut reader, &root);
+    let mut aws = aws::read(&mut reader, &root);
+    let failover = failover::read(&mut reader, &root, &mut aws, &forward);
     targets::check(&mut reader, &root, &forward, aws.enabled);
     let admin = admin::read(&mut reader, &root);
     let session_log = session_log::read(&mut reader, &root);
@@ -267,6 +304,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
             nat,
             forward,
             aws,
+            failover,
             admin,
             session_log,
             warnings,

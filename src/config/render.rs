@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::nat::{EXHAUSTIONS, FILTERINGS, MAPPINGS, PROFILES};
-use super::{Config, Nat, admin, aws, forward, session_log};
+use super::{Config, Nat, admin, aws, failover, forward, session_log};
 
 /// The effective configuration: TOML that says the same as the file and the defaults together. What follows
 /// from the host is left out, with a comment in its place.
@@ -25,6 +25,7 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
         forward::write(out, listener)?;
     }
     aws::write(out, &config.aws)?;
+    config.failover.as_ref().map_or(Ok(()), |section| failover::write(out, section))?;
     admin::write(out, &config.admin)?;
     session_log::write(out, &config.session_log)
 }

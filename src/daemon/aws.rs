@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::cloud::{Check, Cloud, Known};
+use super::fleet;
+use super::gateways::Prepared;
 use super::with_causes;
 use crate::admin::{AwsReport, ElasticIpReport, RouteReport};
 use crate::aws::{
@@ -21,6 +23,7 @@ use crate::aws::{
 };
 use crate::config::{Aws, CloudFacts, RouteTables, Switch};
 use crate::datapath::{self, Interface};
+use crate::failover::Held;
 use crate::nat::ExternalAddress;
 
 pub(super) fn is_on(switch: Switch) -> bool {
@@ -32,10 +35,16 @@ pub(super) fn is_on(switch: Switch) -> bool {
 }
 
 /// Starts the tasks, once the external interface's identity is known or has been waited for long enough.
-pub(super) async fn start(config: &datapath::Config, wanted: &Aws) -> Cloud {
+pub(super) async fn start(
+    config: &datapath::Config,
+    wanted: &Aws,
+    calls: Calls,
+    failover: Option<Prepared>,
+) -> Cloud {
     let interfaces = interfaces(config);
     let imds = Imds::new();
-    let mut seen = Seen { identities: vec![None; interfaces.len()], state: None };
+    let held = failover.as_ref().map(|_| BTreeMap::new());
+    let mut seen = Seen { identities: vec![None; interfaces.len()], state: None, held };
     seen.identities[EXTERNAL] = first_identity(&imds, &config.external).await;
     let known = watch::Sender::new(seen.known(BTreeSet::new()));
     let receiver = known.subscribe();
@@ -48,7 +57,10 @@ pub(super) async fn start(config: &datapath::Config, wanted: &Aws) -> Cloud {
         let tender = Tender { imds, interface, index, every: REFRESH, seen, refresh: Arc::clone(&refresh) };
         tasks.spawn(tender.run());
     }
-    tasks.spawn(reconcile(seen.clone(), wanted.subscribe(), Arc::clone(&refresh)));
+    if let Some(prepared) = failover {
+        tasks.spawn(fleet::run(prepared, seen.clone(), wanted.subscribe(), calls.clone()));
+    }
+    tasks.spawn(reconcile(seen.clone(), wanted.subscribe(), Arc::clone(&refresh), calls));
     tasks.spawn(tell(config.external.clone(), seen.subscribe(), known));
     Cloud::new(receiver, wanted, refresh, tasks)
 }
@@ -64,7 +76,7 @@ pub(super) async fn foresee(
         identities.push(Some(imds.identity(interface.mac).await?));
     }
     let region = identities.iter().flatten().next().map(|identity| identity.region.clone()).unwrap_or_default();
-    let desired = Seen { identities, state: None }.desired(wanted);
+    let desired = Seen { identities, state: None, held: None }.desired(wanted);
     let ec2 = Ec2::new(&aws::sdk_config(&region).await, Calls::default(), CALL_TIMEOUT);
     Ok(aws::plan(&desired, &Box::pin(aws::observe(&ec2, &desired)).await?))
 }
@@ -78,11 +90,14 @@ fn interfaces(config: &datapath::Config) -> Vec<&Interface> {
 
 /// What the tasks have found out so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
+pub(super) struct Seen {
     /// Of each interface that forwards.
-    identities: Vec<Option<Identity>>,
+    pub(super) identities: Vec<Option<Identity>>,
     /// Unset until EC2 was asked.
     state: Option<State>,
+    /// The Elastic IPs of the gateways that are here, by gateway. With failover their addresses and routes are the
+    /// fleet's business.
+    pub(super) held: Option<BTreeMap<String, Vec<Held>>>,
 }
 
 impl Seen {
@@ -97,15 +112,29 @@ impl Seen {
         let pair =
             |address: &aws::Address| ExternalAddress { private: address.private, public: address.public };
         let mut addresses: Vec<ExternalAddress> = identity.addresses.iter().map(pair).collect();
-        for held in self.state.iter().flat_map(|state| &state.elastic_ips) {
-            match addresses.iter_mut().find(|address| address.private == held.private) {
-                Some(address) => address.public = Some(held.public),
-                None => {
-                    addresses.push(ExternalAddress { private: held.private, public: Some(held.public) });
-                }
+        let of_gateways = self.of_gateways();
+        if !of_gateways.is_empty() {
+            // Whoever is reached from behind a gateway knows it by these.
+            addresses.clear();
+        }
+        for (public, private) in self.associated() {
+            match addresses.iter_mut().find(|address| address.private == private) {
+                Some(address) => address.public = Some(public),
+                None => addresses.push(ExternalAddress { private, public: Some(public) }),
             }
         }
         Some(CloudFacts { internal: identity.vpc_cidrs.clone(), addresses })
+    }
+
+    /// Elastic IPs and their private addresses, as they are known to be associated.
+    fn associated(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+        let elastic_ips = self.state.iter().flat_map(|state| &state.elastic_ips);
+        elastic_ips.map(|held| (held.public, held.private)).chain(self.of_gateways()).collect()
+    }
+
+    fn of_gateways(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+        let held = self.held.iter().flat_map(BTreeMap::values).flatten();
+        held.map(|held| (held.public, held.private)).collect()
     }
 
     fn checks(&self) -> Vec<Check> {
@@ -125,11 +154,12 @@ impl Seen {
             RouteTables::Ids(ids) => Some(Tables::Ids(ids.clone())),
             RouteTables::Tagged(tags) => Some(Tables::Tagged { vpc: vpc.to_owned(), tags: tags.clone() }),
         };
-        let routes = internal.and_then(|Identity { eni, vpc, .. }| {
+        let alone = self.held.is_none();
+        let routes = internal.filter(|_| alone).and_then(|Identity { eni, vpc, .. }| {
             let destinations = wanted.routes.clone();
             Some(Routes { eni: eni.clone(), vpc: vpc.clone(), tables: tables(vpc)?, destinations })
         });
-        let external = self.identities[EXTERNAL].as_ref().filter(|_| !wanted.elastic_ips.is_empty());
+        let external = self.identities[EXTERNAL].as_ref().filter(|_| alone && !wanted.elastic_ips.is_empty());
         let elastic_ips = external.map(|Identity { eni, .. }| ElasticIps {
             eni: eni.clone(),
             pool: wanted.elastic_ips.clone(),
@@ -141,14 +171,19 @@ impl Seen {
 }
 
 /// Keeps up what is desired, from the first identity on.
-async fn reconcile(seen: watch::Sender<Seen>, mut wanted: watch::Receiver<Aws>, refresh: Arc<Notify>) {
+async fn reconcile(
+    seen: watch::Sender<Seen>,
+    mut wanted: watch::Receiver<Aws>,
+    refresh: Arc<Notify>,
+    calls: Calls,
+) {
     let mut changes = seen.subscribe();
     let any = |seen: &Seen| seen.identities.iter().flatten().next().map(|identity| identity.region.clone());
     let Some(region) = changes.wait_for(|seen| any(seen).is_some()).await.ok().and_then(|seen| any(&seen))
     else {
         return;
     };
-    let ec2 = Ec2::new(&aws::sdk_config(&region).await, Calls::default(), CALL_TIMEOUT);
+    let ec2 = Ec2::new(&aws::sdk_config(&region).await, calls, CALL_TIMEOUT);
     let desired = watch::Sender::new(changes.borrow_and_update().desired(&wanted.borrow_and_update()));
     let reconciler = Reconciler::new(ec2, desired.subscribe(), refresh, Timing::default());
     let mut state = reconciler.state();
@@ -179,8 +214,7 @@ async fn tell(external: Interface, mut seen: watch::Receiver<Seen>, known: watch
     let mut failed = BTreeMap::new();
     loop {
         let now = seen.borrow_and_update().clone();
-        let held: BTreeSet<_> =
-            now.state.iter().flat_map(|state| &state.elastic_ips).map(|held| held.private).collect();
+        let held: BTreeSet<_> = now.associated().into_iter().map(|(_, private)| private).collect();
         for private in held {
             if external.addresses.contains(&private) || added.contains(&private) {
                 continue;
@@ -359,7 +393,7 @@ impl Tender {
 const EXTERNAL: usize = 0;
 
 /// For one API call in all, from fetching credentials to the answer's last byte.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the start waits for the metadata service.
 const START_TIME: Duration = Duration::from_secs(5);

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::Foreseen;
+use super::gateways::Prepared;
 use crate::admin::AwsReport;
 use crate::config::{Aws, CloudFacts, Resolved};
 
@@ -19,6 +20,13 @@ pub(super) struct Cloud {
     wanted: watch::Sender<Aws>,
     refresh: Arc<Notify>,
     _tasks: JoinSet<()>,
+}
+
+/// What everybody who calls the cloud's API counts their calls with. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted {
+    #[cfg(feature = "aws")]
+    pub(super) calls: crate::aws::Calls,
 }
 
 /// What is known at one moment.
@@ -70,13 +78,21 @@ impl Cloud {
     /// Asks the cloud, if `wanted` says so, about the interfaces of a configuration. Takes some 5 s at most; what is
     /// not known by then comes later.
     #[cfg_attr(not(feature = "aws"), allow(clippy::unused_async, reason = "there is nobody to wait for"))]
-    pub(super) async fn start(wanted: &Aws, resolved: &Resolved) -> Self {
+    pub(super) async fn start(
+        wanted: &Aws,
+        resolved: &Resolved,
+        counted: &Counted,
+        failover: Option<Prepared>,
+    ) -> Self {
         #[cfg(feature = "aws")]
         if super::aws::is_on(wanted.enabled) {
-            return super::aws::start(&resolved.datapath, wanted).await;
+            return super::aws::start(&resolved.datapath, wanted, counted.calls.clone(), failover).await;
         }
         #[cfg(not(feature = "aws"))]
-        let _ = resolved;
+        let _ = (resolved, counted);
+        if failover.is_some() {
+            tracing::warn!("failover needs AWS, which is not asked: this instance is in no fleet");
+        }
         let (_, known) = watch::channel(Known::default());
         Self::new(known, watch::Sender::new(wanted.clone()), Arc::default(), JoinSet::new())
     }
@@ -115,9 +131,11 @@ impl Cloud {
     }
 
     /// Whether all that was to be done for this host is done; so it is if there is no cloud.
-    pub(super) fn is_in_place(&self) -> bool {
+    /// `in_fleet`: its addresses and routes are not the cloud's business, but [`super::gateways`]'.
+    pub(super) fn is_in_place(&self, in_fleet: bool) -> bool {
         let (known, wanted) = (self.known.borrow(), self.wanted.borrow());
-        let elastic_ips = if wanted.elastic_ips.is_empty() { 0 } else { wanted.elastic_ip_count };
+        let alone = !in_fleet && !wanted.elastic_ips.is_empty();
+        let elastic_ips = if alone { wanted.elastic_ip_count } else { 0 };
         let is_as_wanted = |report: &AwsReport| {
             report.problems.is_empty()
                 && report.failures.is_empty()

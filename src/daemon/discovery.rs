@@ -1,5 +1,6 @@
 //! Who finds targets that are not given by address: DNS those with a name, EC2 those with a tag.
 
+use super::cloud::Counted;
 use crate::config::Switch;
 use crate::forward::{Discover, DiscoverError, Finding, Found, Resolver, Source};
 
@@ -12,8 +13,8 @@ pub(super) struct Discovery {
 
 impl Discovery {
     /// Asks EC2 only if AWS is on.
-    pub(super) fn new(aws: Switch) -> Self {
-        Self { names: Resolver::default(), tags: Tags::new(aws) }
+    pub(super) fn new(aws: Switch, counted: &Counted) -> Self {
+        Self { names: Resolver::default(), tags: Tags::new(aws, counted) }
     }
 }
 
@@ -33,7 +34,7 @@ use with_aws::Tags;
 mod with_aws {
     use tokio::sync::OnceCell;
 
-    use super::{DiscoverError, Found, Switch};
+    use super::{Counted, DiscoverError, Found, Switch};
     use crate::aws::{self, Calls, Imds, Pace, TaggedInstances};
 
     /// Asks EC2, once it is known which VPC this is.
@@ -41,12 +42,14 @@ mod with_aws {
     pub(super) struct Tags {
         is_on: bool,
         imds: Imds,
+        calls: Calls,
         instances: OnceCell<TaggedInstances>,
     }
 
     impl Tags {
-        pub(super) fn new(aws: Switch) -> Self {
-            Self { is_on: super::super::aws::is_on(aws), imds: Imds::new(), instances: OnceCell::new() }
+        pub(super) fn new(aws: Switch, counted: &Counted) -> Self {
+            let is_on = super::super::aws::is_on(aws);
+            Self { is_on, imds: Imds::new(), calls: counted.calls.clone(), instances: OnceCell::new() }
         }
 
         pub(super) async fn find(&self, key: &str, value: &str, port: u16) -> Result<Found, DiscoverError> {
@@ -57,12 +60,8 @@ mod with_aws {
             let instances = self.instances.get_or_try_init(async || {
                 let instance = self.imds.instance().await?;
                 let config = aws::sdk_config(&instance.region).await;
-                Ok::<_, aws::Error>(TaggedInstances::new(
-                    &config,
-                    &instance.vpc,
-                    Calls::default(),
-                    Pace::default(),
-                ))
+                let (vpc, calls) = (&instance.vpc, self.calls.clone());
+                Ok::<_, aws::Error>(TaggedInstances::new(&config, vpc, calls, Pace::default()))
             });
             let instances = instances.await.map_err(|error: aws::Error| failed(&error))?;
             let (addresses, valid_for) = instances.find(key, value).await.map_err(|error| failed(&error))?;
@@ -82,7 +81,7 @@ struct Tags;
 
 #[cfg(not(feature = "aws"))]
 impl Tags {
-    const fn new(_: Switch) -> Self {
+    const fn new(_: Switch, _: &Counted) -> Self {
         Self
     }
 

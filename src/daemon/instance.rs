@@ -13,7 +13,7 @@ use crate::aws::{self, Calls, Imds, Instance, Lifecycle, Notice, Notices, Procee
 use crate::config::Hooks;
 
 /// Starts the tasks.
-pub(super) fn start(hooks: &Hooks) -> Outlook {
+pub(super) fn start(hooks: &Hooks, calls: Calls) -> Outlook {
     let imds = Imds::new();
     let notices = Notices::new(imds.clone(), EVERY);
     let told = notices.told();
@@ -22,7 +22,7 @@ pub(super) fn start(hooks: &Hooks) -> Outlook {
     let mut tasks = JoinSet::new();
     tasks.spawn(tell(told.clone(), coming));
     if *hooks != Hooks::default() {
-        tasks.spawn(take_part(imds, hooks.clone(), told, progress.subscribe()));
+        tasks.spawn(take_part(imds, hooks.clone(), calls, told, progress.subscribe()));
     }
     tasks.spawn(notices.run());
     Outlook::new(receiver, progress, tasks)
@@ -51,12 +51,13 @@ fn report(notice: &Notice) -> NoticeReport {
 async fn take_part(
     imds: Imds,
     hooks: Hooks,
+    calls: Calls,
     mut told: watch::Receiver<Vec<Notice>>,
     progress: watch::Receiver<Progress>,
 ) {
     let Instance { id, region, .. } = find(&imds).await;
     let config = aws::sdk_config(&region).await;
-    let lifecycle = Lifecycle::new(&config, &id, Calls::default(), Waits::default());
+    let lifecycle = Lifecycle::new(&config, &id, calls, Waits::default());
     let launching = async {
         let Some(hook) = &hooks.launching else { return };
         if progress.clone().wait_for(|progress| progress.in_service).await.is_ok() {

@@ -10,7 +10,12 @@ mod checks;
 mod cloud;
 mod discovery;
 pub mod doctor;
+#[cfg(feature = "aws")]
+mod egress;
+#[cfg(feature = "aws")]
+mod fleet;
 mod forwarding;
+mod gateways;
 #[cfg(feature = "aws")]
 mod instance;
 mod logging;
@@ -29,13 +34,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::admin::{self, Description, NoticeReport};
+use crate::admin::{self, Description, FleetReport, NoticeReport};
 use crate::config::{self, Config, HostFacts, Problems, ResolveError, Resolved};
 use crate::datapath::{self, Handle, Kind, SessionFilter, SessionPage, Snapshot, Stopped, Worker};
 use crate::forward::{self, Mode};
@@ -43,9 +49,11 @@ use crate::metrics::SessionLogCounts;
 use crate::nat;
 use crate::talkers::{Measure, Top};
 pub use checks::Refusal;
-use cloud::{Applied, Cloud};
+use cloud::{Applied, Cloud, Counted};
 use discovery::Discovery;
 use forwarding::Forwarding;
+pub use gateways::Error as FailoverError;
+use gateways::{Gateways, Prepared};
 pub use logging::{LogFormat, init_logging};
 use outlook::Outlook;
 use passed::Passed;
@@ -86,6 +94,8 @@ pub enum Error {
     Datapath(#[from] datapath::Error),
     #[error("cannot forward")]
     Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Failover(#[from] FailoverError),
     #[error("AWS does not say what there is")]
     Cloud(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the packet worker ended unexpectedly; its cause is in the log above, if it had one")]
@@ -112,9 +122,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 /// What the daemon would do at EC2, in words; see [`foresee`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Foreseen {
     /// Whether AWS is asked at all.
+    #[serde(rename = "aws")]
     pub is_on: bool,
     /// In the order in which they would be made.
     pub changes: Vec<String>,
@@ -168,6 +179,7 @@ struct Running {
     description: watch::Sender<Description>,
     handle: Handle,
     cloud: Cloud,
+    gateways: Gateways,
     outlook: Outlook,
     /// What of the outlook has been told.
     coming: Vec<NoticeReport>,
@@ -202,6 +214,7 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
         forwarding: running.forwarding.clone(),
         services: running.services.clone(),
         session_log: Arc::clone(&running.session_log),
+        gateways: running.gateways.clone(),
     };
     let mut servers = JoinSet::new();
     if let Some(http) = http {
@@ -210,7 +223,7 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
     }
     servers.spawn(admin::serve(listener, source, description, admin::Limits::default()));
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
-    running.stop_forwarding(ends.recv()).await;
+    running.leave(ends.recv()).await;
     servers.abort_all();
     let patience = match running.description.borrow().chosen.kind {
         Kind::AfPacket => STOP_TIME,
@@ -239,6 +252,7 @@ struct Source {
     forwarding: Forwarding,
     services: Control,
     session_log: Arc<SessionLog>,
+    gateways: Gateways,
 }
 
 impl admin::Source for Source {
@@ -273,6 +287,14 @@ impl admin::Source for Source {
         // Some drivers ask the device.
         let asked = tokio::task::spawn_blocking(move || datapath::driver_statistics(&interface));
         asked.await.unwrap_or_default()
+    }
+
+    fn fleet(&self) -> Option<FleetReport> {
+        self.gateways.report()
+    }
+
+    async fn hand_over(&self, gateway: Option<String>, to: String) -> Result<String, String> {
+        self.gateways.hand_over(gateway, to).await
     }
 
     async fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
@@ -320,12 +342,21 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
             () = &mut stopped => return Err(Error::WorkerEnded),
             _ = ticks.tick() => {
                 let ready = watch_readiness(&handle, &mut readiness).await;
-                if ready && running.cloud.is_in_place() {
+                running.gateways.set_ready(ready);
+                if ready && running.is_in_place() {
                     running.outlook.in_service();
                 }
                 ticks.reset_after(if ready { TICK } else { TICK_UNTIL_READY });
             }
         }
+    }
+}
+
+impl Running {
+    /// Whether all that AWS was to do for this instance is done.
+    fn is_in_place(&self) -> bool {
+        let in_fleet = self.config.failover.is_some();
+        self.cloud.is_in_place(in_fleet) && (!in_fleet || self.gateways.is_in_place())
     }
 }
 
@@ -366,11 +397,14 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
     }
     let listen: Vec<SocketAddr> = config.forward.iter().map(|listener| listener.listen).collect();
     passed.keep(&listen);
-    let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled)));
+    let counted = Counted::default();
+    let forwarding = Forwarding::new(passed, Arc::new(Discovery::new(config.aws.enabled, &counted)));
     let prepared = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
+    let (gateways, ends) = Gateways::new();
+    let failover = config.failover.as_ref().map(|failover| Prepared::new(failover, ends)).transpose()?;
     let mut host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
-    let cloud = Cloud::start(&config.aws, &resolved).await;
+    let cloud = Cloud::start(&config.aws, &resolved, &counted, failover).await;
     let applied = cloud.applied();
     host.cloud.clone_from(&applied.0);
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
@@ -417,7 +451,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         nat_gateway_price_per_gb: config.admin.nat_gateway_price_per_gb.dollars(),
     };
     let (description, _) = watch::channel(description);
-    let outlook = Outlook::start(&config.aws);
+    let outlook = Outlook::start(&config.aws, &counted);
     let running = Running {
         options: options.clone(),
         proc,
@@ -426,6 +460,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         description,
         handle,
         cloud,
+        gateways,
         outlook,
         coming: Vec::new(),
         draining: None,

@@ -1,6 +1,6 @@
 //! What is about to happen to this instance, and what follows from that: if it is sure to end, forwarding drains.
 //!
-//! Nothing is told unless AWS is switched on. NAT goes on until the very end: there is nobody yet to hand it over to.
+//! Nothing is told unless AWS is switched on. Gateways are offered to peers; NAT goes on until the very end.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Running;
+use super::cloud::Counted;
 use super::forwarding::Forwarding;
 use super::services::Control;
 use crate::admin::NoticeReport;
@@ -32,13 +33,13 @@ pub(super) struct Progress {
 
 impl Outlook {
     /// Begins to look out, if AWS is on.
-    pub(super) fn start(aws: &Aws) -> Self {
+    pub(super) fn start(aws: &Aws, counted: &Counted) -> Self {
         #[cfg(feature = "aws")]
         if super::aws::is_on(aws.enabled) {
-            return super::instance::start(&aws.hooks);
+            return super::instance::start(&aws.hooks, counted.calls.clone());
         }
         #[cfg(not(feature = "aws"))]
-        let _ = aws;
+        let _ = (aws, counted);
         Self::new(watch::Sender::default().subscribe(), watch::Sender::default(), JoinSet::new())
     }
 
@@ -78,13 +79,14 @@ impl Running {
         match (ends, self.draining.is_some()) {
             (true, false) => {
                 tracing::warn!(
-                    "this instance is about to end: listeners take no more connections, those that there are may go on \
-                     for a while; nat goes on, since there is no peer to hand it over to"
+                    "this instance is about to end: gateways are offered to peers; listeners take no more connections, \
+                     those that there are may go on for a while, and so does nat"
                 );
+                self.gateways.leave(true).await;
                 let drained = drain(self.forwarding.clone(), self.services.clone());
-                let progress = self.outlook.progress.clone();
+                let (progress, gateways) = (self.outlook.progress.clone(), self.gateways.clone());
                 self.draining = Some(tokio::spawn(async move {
-                    drained.await;
+                    tokio::join!(drained, gateways.left());
                     tracing::info!("forwarding has drained");
                     progress.send_modify(|progress| progress.drained = true);
                 }));
@@ -93,6 +95,7 @@ impl Running {
                 tracing::warn!("this instance does not end after all: listeners take connections again");
                 // Connections that still drain end in their own time.
                 self.draining = None;
+                self.gateways.leave(false).await;
                 self.outlook.progress.send_modify(|progress| progress.drained = false);
                 if let Err(problems) = self.adopt(self.config.clone()).await {
                     for problem in problems {
@@ -108,17 +111,20 @@ impl Running {
         });
     }
 
-    /// Takes no more connections, and waits for those that there are to end, but not any longer at a second signal.
-    pub(super) async fn stop_forwarding(&mut self, again: impl Future<Output = ()>) {
+    /// Hands gateways over, takes no more connections, and waits for those that there are to end, but not any longer at a
+    /// second signal.
+    pub(super) async fn leave(&mut self, again: impl Future<Output = ()>) {
+        self.gateways.leave(true).await;
         let begun = self.draining.take().filter(|begun| !begun.is_finished());
         let seconds = grace(&self.forwarding, &self.services).await.as_secs_f64();
         if begun.is_some() || seconds > 0.0 {
             tracing::info!(seconds, "waiting for forwarded connections to end; a second signal ends them");
         }
         let drained = drain(self.forwarding.clone(), self.services.clone());
+        let gateways = self.gateways.clone();
         tokio::select! {
             () = async {
-                drained.await;
+                tokio::join!(drained, gateways.left());
                 end_of(begun).await;
             } => {}
             () = again => self.forwarding.stop(Duration::ZERO).await,

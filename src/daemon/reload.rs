@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::services::address;
 use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
-use crate::config::{self, Admin, Aws, CloudFacts, Config, HostFacts, Resolved, Switch};
+use crate::config::{self, Admin, Aws, CloudFacts, Config, Failover, HostFacts, Resolved, Switch};
 use crate::forward::Mode;
 use crate::nat;
 
@@ -87,7 +87,15 @@ impl Running {
         // What is frozen is compared with what runs.
         let (Aws { enabled, hooks, .. }, listen) = (self.config.aws.clone(), self.config.admin.listen);
         let (aws, admin) = (Aws { enabled, hooks, ..config.aws }, Admin { listen, ..config.admin });
-        self.config = Config { aws, admin, ..config };
+        // Whether there is a fleet, and this instance's name in it, are frozen as well.
+        let failover = match (&self.config.failover, config.failover) {
+            (Some(ours), Some(new)) => Some(Failover { gateway: ours.gateway.clone(), ..new }),
+            (ours, _) => ours.clone(),
+        };
+        if let Some(failover) = failover.as_ref().filter(|_| failover != self.config.failover) {
+            self.gateways.configure(failover);
+        }
+        self.config = Config { aws, failover, admin, ..config };
         self.cloud.want(&self.config.aws);
         self.session_log.configure(&self.config.session_log);
         self.applied = applied;
@@ -150,6 +158,10 @@ impl Running {
         compare("aws.terminating_hook", hook(&ours.terminating), hook(&new.terminating));
         let listen = |listen: Option<SocketAddr>| listen.map_or("off".to_owned(), |listen| listen.to_string());
         compare("admin.listen", listen(self.config.admin.listen), listen(config.admin.listen));
+        let gateway = |config: &Config| {
+            config.failover.as_ref().map_or_else(|| "none".to_owned(), |failover| failover.gateway.clone())
+        };
+        compare("failover.gateway", gateway(&self.config), gateway(config));
         if self.options.socket.is_none() {
             let path = |path: &std::path::Path| path.display().to_string();
             compare("admin.socket", path(self.socket.path()), path(&config.admin.socket));

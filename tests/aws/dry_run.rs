@@ -20,6 +20,10 @@ fn what_would_be_changed_is_printed_and_nothing_is() -> Result {
         assert!(output.stdout.lines().any(|printed| printed == line), "{line}: {output}");
     }
     assert_eq!(cloud.ec2(|ec2| (ec2.world.clone(), ec2.calls.len(), ec2.writes())), (world, 3, 0));
+    let json = cloud.run(lab.nat(), &gateway(), &["run", "--dry-run", "--output", "json"])?.success()?.stdout;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    assert_eq!((&json["aws"], &json["problems"]), (&true.into(), &serde_json::json!([])), "{json}");
+    assert_eq!(json["changes"][0], format!("switch the source/dest check of {ENI} off"));
     assert_eq!(lab.nat().run(ports)?, host);
     Ok(())
 }

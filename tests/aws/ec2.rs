@@ -59,6 +59,8 @@ pub struct Table {
 pub struct ElasticIp {
     pub public: Ipv4Addr,
     pub used: Option<(String, Ipv4Addr)>,
+    /// How often it has been associated; its association is named so.
+    pub associations: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,6 +78,7 @@ pub enum Fault {
 
 /// Every action.
 pub const ALL: &str = "";
+/// What the reconciler writes by.
 pub const WRITES: [&str; 5] = [
     "ModifyNetworkInterfaceAttribute",
     "CreateRoute",
@@ -100,7 +103,7 @@ impl Ec2 {
             (OTHER_TABLE.to_owned(), table(VPC)),
             ("rtb-00000000".to_owned(), table(OTHER_VPC)),
         ];
-        let free = |host| ElasticIp { public: [203, 0, 113, host].into(), used: None };
+        let free = |host| ElasticIp { public: [203, 0, 113, host].into(), used: None, associations: 0 };
         let elastic_ips = [(ALLOCATION.to_owned(), free(7)), (OTHER_ALLOCATION.to_owned(), free(8))];
         Self {
             world: World {
@@ -201,7 +204,13 @@ impl Ec2 {
                 Ok("<return>true</return>".to_owned())
             }
             "CreateRoute" | "ReplaceRoute" => {
-                self.interface(form)?;
+                let target = match form.find("NatGatewayId") {
+                    Some(nat) => nat.to_owned(),
+                    None => {
+                        self.interface(form)?;
+                        form.get("NetworkInterfaceId").to_owned()
+                    }
+                };
                 let table = self.world.tables.get_mut(form.get("RouteTableId"));
                 let table = table.ok_or("InvalidRouteTableID.NotFound")?;
                 let destination = form.get("DestinationCidrBlock");
@@ -214,7 +223,6 @@ impl Ec2 {
                     }
                     (_, None) => {}
                 }
-                let target = form.get("NetworkInterfaceId").to_owned();
                 table.routes.push((destination.to_owned(), target, true));
                 Ok("<return>true</return>".to_owned())
             }
@@ -247,8 +255,19 @@ impl Ec2 {
                 if address.used.as_ref().is_some_and(|used| *used != place) {
                     return Err("Resource.AlreadyAssociated");
                 }
+                if address.used.is_none() {
+                    address.associations += 1;
+                }
                 address.used = Some(place);
-                Ok("<return>true</return><associationId>eipassoc-0</associationId>".to_owned())
+                let association = address.association();
+                Ok(format!("<return>true</return><associationId>{association}</associationId>"))
+            }
+            "DisassociateAddress" => {
+                let association = form.get("AssociationId");
+                let mut addresses = self.world.elastic_ips.values_mut();
+                let found = addresses.find(|known| known.used.is_some() && known.association() == association);
+                found.ok_or("InvalidAssociationID.NotFound")?.used = None;
+                Ok("<return>true</return>".to_owned())
             }
             other => panic!("unexpected action {other}"),
         }
@@ -269,6 +288,13 @@ impl Ec2 {
             self.history.pop_front();
         }
         self.history.front().map_or_else(|| self.world.clone(), |(_, world)| world.clone())
+    }
+}
+
+impl ElasticIp {
+    /// Of the association that it has, or had last.
+    fn association(&self) -> String {
+        format!("eipassoc-{:02x}{:08x}", self.public.octets()[3], self.associations)
     }
 }
 
@@ -361,8 +387,9 @@ fn describe_addresses(world: &World, form: &Form) -> String {
         for (id, address) in world.elastic_ips.iter().filter(|(id, _)| values.contains(id)) {
             let public = address.public;
             let association = address.used.as_ref().map_or_else(String::new, |(eni, private)| {
+                let id = address.association();
                 format!(
-                    "<associationId>eipassoc-0</associationId><networkInterfaceId>{eni}</networkInterfaceId>\
+                    "<associationId>{id}</associationId><networkInterfaceId>{eni}</networkInterfaceId>\
                      <privateIpAddress>{private}</privateIpAddress>"
                 )
             });

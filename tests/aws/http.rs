@@ -32,7 +32,15 @@ pub enum Answer {
 
 /// Answers every request by `handler` until the test's runtime ends.
 pub async fn serve(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    serve_at("127.0.0.1:0", handler).await
+}
+
+/// As [`serve`], on an address of this network namespace.
+pub async fn serve_at(
+    address: &str,
+    handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let handler = Arc::new(handler);
     tokio::spawn(async move {

@@ -15,6 +15,7 @@
 mod cleanup;
 mod clients;
 mod egret;
+mod fabric;
 mod host;
 mod servers;
 
@@ -32,6 +33,7 @@ pub use self::{
     cleanup::remove_kept,
     clients::{Asked, Asking, answers, ask, connect, inside},
     egret::{Egret, Nat, kernel_nat},
+    fabric::{Fabric, gateway_address, public_of_host},
     host::{DEADLINE, Failure, Host, Journal, Output, Process, Result, Transport, ended_by, wait_for},
     servers::{Dns, Iperf, Stun, Web},
 };
@@ -107,6 +109,8 @@ pub struct Options {
     pub gateway: Gateway,
     /// At least one; odd ones are in the one private subnet (10.0.1.0/24), even ones in the other (10.0.2.0/24).
     pub clients: u8,
+    /// Hosts that may translate: more than one, and a [`Fabric`] has to say which of them does.
+    pub gateways: u8,
     /// Of the links inside the VPC, in bytes.
     pub mtu: u32,
     /// Of the link to the internet host, in bytes.
@@ -128,6 +132,7 @@ impl Default for Options {
             arms: Arms::One,
             gateway: Gateway::ElasticIp,
             clients: 2,
+            gateways: 1,
             mtu: 1500,
             internet_mtu: 1500,
             far_mtu: None,
@@ -277,7 +282,8 @@ impl Lab {
     }
 
     fn build(&mut self) -> Result {
-        let mut roles = vec!["router".to_owned(), "nat".to_owned(), "internet".to_owned()];
+        let mut roles = vec!["router".to_owned(), "internet".to_owned()];
+        roles.extend((1..=self.options.gateways).map(fabric::role));
         roles.extend((1..=self.options.clients).map(|number| format!("client{number}")));
         if self.options.far_mtu.is_some() {
             roles.push("far".to_owned());
@@ -306,7 +312,11 @@ impl Lab {
         if self.options.datapath == Datapath::Xdp {
             self.fit_for_xdp()?;
         }
-        self.internet_gateway()?;
+        if self.options.gateways > 1 {
+            self.fleet()?;
+        } else {
+            self.internet_gateway()?;
+        }
         // The NAT host's own address is private too, and must not come out either where it has a public one.
         let but = match self.options.gateway {
             Gateway::ElasticIp => String::new(),
@@ -409,10 +419,10 @@ impl Lab {
     }
 
     fn fit_for_xdp(&self) -> Result {
-        let ends: &[&str] = match self.options.arms {
-            Arms::One => &["nat"],
-            Arms::Two => &["nat", "nat-internal"],
-        };
+        let mut ends: Vec<String> = (1..=self.options.gateways).map(fabric::role).collect();
+        if self.options.arms == Arms::Two {
+            ends.push("nat-internal".to_owned());
+        }
         for end in ends {
             // Whatever the router forwards leaves by this end, so that the hosts behind it may keep their offloads.
             self.router().run(&format!("ethtool -K {end} tx off sg off tso off gso off"))?;

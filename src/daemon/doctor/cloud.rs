@@ -11,7 +11,7 @@ use crate::aws::survey::{self, Attempt, Eni, Survey};
 use crate::aws::{self, Failure, Identity, Imds};
 use crate::config::{CloudFacts, Config, RouteTables, Switch};
 use crate::datapath::Interface;
-use crate::forward::Followed;
+use crate::forward::{Followed, Source};
 use crate::nat::ExternalAddress;
 
 /// What was found.
@@ -43,9 +43,10 @@ pub(super) async fn examine(config: &Config, sides: &Sides, running: bool) -> Cl
     cloud.facts = Some(facts(&ours.external));
     let sdk = aws::sdk_config(&ours.external.region).await;
     if let Err(reason) = survey::credentials(&sdk, CALL_TIME).await {
-        let remedy = Remedy::run(
-            "aws ec2 associate-iam-instance-profile --instance-id INSTANCE_ID --iam-instance-profile Name=egret",
-        );
+        let remedy = Remedy::run(format!(
+            "aws ec2 associate-iam-instance-profile --instance-id {} --iam-instance-profile Name=egret",
+            instance_id().await
+        ));
         let detail = format!("none, and so no call is allowed: {reason}");
         cloud.findings.push(Finding::error("credentials", detail, remedy));
         return cloud;
@@ -82,14 +83,24 @@ async fn identities(sides: &Sides, findings: &mut Vec<Finding>) -> Option<Ours> 
             None
         }
         Err(error) => {
-            let remedy = Remedy::run(
-                "aws ec2 modify-instance-metadata-options --instance-id INSTANCE_ID --http-endpoint enabled \
+            let remedy = Remedy::run(format!(
+                "aws ec2 modify-instance-metadata-options --instance-id {} --http-endpoint enabled \
                  --http-tokens required --http-put-response-hop-limit 2",
-            );
+                instance_id().await
+            ));
             findings.push(Finding::error(WHAT, with_causes(&error), remedy));
             None
         }
     }
+}
+
+/// For commands that are to be copied: as the firmware has it on Nitro, or as the metadata service tells it.
+async fn instance_id() -> String {
+    let tag = std::fs::read_to_string("/sys/class/dmi/id/board_asset_tag").unwrap_or_default();
+    if tag.starts_with("i-") {
+        return tag.trim().to_owned();
+    }
+    Imds::new().instance().await.map_or_else(|_| "INSTANCE_ID".to_owned(), |instance| instance.id)
 }
 
 /// As the daemon applies them.
@@ -193,8 +204,7 @@ impl Asking<'_> {
             let (allocation, eni) = (allocation.clone(), self.ours.external.eni.clone());
             attempts.push(Attempt::AssociateAddress { allocation, eni });
         }
-        // As it is written in the file.
-        let is_by_tag = |followed: &Followed| followed.source.to_string().starts_with("ec2-tag:");
+        let is_by_tag = |followed: &Followed| matches!(followed.source, Source::Ec2Tag { .. });
         if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag)) {
             attempts.push(Attempt::DescribeInstances);
         }

@@ -1,0 +1,123 @@
+//! Whether packets care what EC2's API does: `cargo bench --bench cloud`, with `quick` as an argument for a short run.
+//!
+//! The daemon is in a lab as on an instance, with stubs of the metadata service and of EC2. In turns, EC2 answers, closes
+//! every connection, says nothing, throttles, or answers rubbish, while the daemon is made to ask as often as it ever
+//! does; each time it is measured what TCP gets through, and what a packet of 64 bytes costs the worker. Nothing is
+//! asserted. It needs root.
+
+#![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
+#![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "the stubs are a test's")]
+#![allow(dead_code, reason = "of the stubs, tests need more")]
+
+#[path = "../tests/aws/ec2.rs"]
+mod ec2;
+#[path = "common/figures.rs"]
+mod figures;
+#[path = "../tests/aws/http.rs"]
+mod http;
+#[path = "cloud/instance.rs"]
+mod instance;
+#[path = "../tests/lab/mod.rs"]
+mod lab;
+#[path = "common/process.rs"]
+mod process;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ec2::{ALL, ENI, Fault, TABLE};
+use figures::Figures;
+use instance::Instance;
+use lab::{Egret, INTERNET, Iperf, Lab, Options, Result};
+
+const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
+
+const MOODS: [(&str, Fault); 6] = [
+    ("it answers", Fault::None),
+    ("connections are closed", Fault::Closed(ALL)),
+    ("nothing is answered", Fault::Silence(ALL)),
+    ("RequestLimitExceeded", Fault::Error(ALL, 503, "RequestLimitExceeded")),
+    ("UnauthorizedOperation", Fault::Error(ALL, 403, "UnauthorizedOperation")),
+    ("rubbish", Fault::Rubbish(ALL)),
+];
+
+fn main() -> ExitCode {
+    let quick = std::env::args().any(|argument| argument == "quick");
+    match compare(if quick { 3 } else { 9 }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("cloud bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(rounds: usize) -> Result {
+    println!("Egret translates while EC2's API is in all kinds of moods, in turns, {rounds} rounds of 1 s");
+    println!("  on {}", process::machine()?);
+    println!("  packet sockets (af_packet), one-armed, MTU 1500, GSO on; medians (least - most)\n");
+    let lab = Lab::new(Options::default())?;
+    let instance = Instance::start(lab.nat())?;
+    let toml = format!("datapath = \"af_packet\"\n[aws]\nroute_tables = [\"{TABLE}\"]\n");
+    let egret = instance.spawn(lab.nat(), &toml)?;
+    lab.nat().wait_for("its route", || Ok(instance.ec2().route(TABLE, "0.0.0.0/0") == Some(ENI)))?;
+    let mut moods: Vec<Measured> = MOODS.iter().map(|_| Measured::default()).collect();
+    for round in 0..rounds {
+        for turn in 0..MOODS.len() {
+            let index = (round + turn) % MOODS.len();
+            instance.ec2().fault = MOODS[index].1;
+            moods[index].add(&lab, &instance, &egret)?;
+        }
+    }
+    println!(
+        "{:24} {:>26} {:>6} {:>26} {:>6} {:>7}",
+        "EC2", "TCP, Gbit/s", "ratio", "worker, ns/packet", "ratio", "calls/s"
+    );
+    let healthy = [moods[0].rate.clone(), moods[0].cost.clone()].map(|series| Figures::of(series).median);
+    for ((mood, _), measured) in MOODS.iter().zip(moods) {
+        let (rate, cost) = (Figures::of(measured.rate), Figures::of(measured.cost));
+        let ratios = [rate.median / healthy[0], cost.median / healthy[1]];
+        let calls = Figures::of(measured.calls).median;
+        println!(
+            "{mood:24} {:>26} {:6.2} {:>26} {:6.2} {calls:7.1}",
+            rate.to_string(),
+            ratios[0],
+            cost.to_string(),
+            ratios[1]
+        );
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Measured {
+    rate: Vec<f64>,
+    cost: Vec<f64>,
+    calls: Vec<f64>,
+}
+
+impl Measured {
+    /// One second of bulk TCP, and one of small datagrams.
+    fn add(&mut self, lab: &Lab, instance: &Instance, egret: &Egret) -> Result {
+        let calls = instance.ec2().calls.len();
+        egret.process.signal(nix::sys::signal::Signal::SIGHUP)?;
+        let rate = Iperf::measure(lab.client(1), lab.internet(), INTERNET, "--time 1")?;
+        egret.process.signal(nix::sys::signal::Signal::SIGHUP)?;
+        let before = (process::thread_run_time(egret.process.id(), WORKER)?, packets(egret)?);
+        Iperf::measure(lab.client(1), lab.internet(), INTERNET, "--udp --length 22 --bitrate 12M --time 1")?;
+        let after = (process::thread_run_time(egret.process.id(), WORKER)?, packets(egret)?);
+        let time: Duration = after.0.saturating_sub(before.0);
+        self.rate.push(rate / 1e9);
+        self.cost.push(time.as_nanos() as f64 / (after.1 - before.1) as f64);
+        self.calls.push((instance.ec2().calls.len() - calls) as f64 / 2.0);
+        Ok(())
+    }
+}
+
+fn packets(egret: &Egret) -> Result<u64> {
+    Ok(egret.status()?["traffic"]["out_to_external"]["packets"].as_u64().unwrap_or_default())
+}
+
+/// The packet worker's thread.
+const WORKER: &str = "egret-packets";

@@ -1,0 +1,592 @@
+//! A fleet: daemons in a VPC, each with a metadata service of its own, and one EC2, whose routes and addresses are those
+//! by which packets really go.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::ec2::{
+    ALL, ALLOCATION, ENI, Ec2, ElasticIp, Fault, Interface, OTHER_ALLOCATION, OTHER_ENI, OTHER_TABLE, TABLE,
+    Table, VPC,
+};
+use crate::environment;
+use crate::http::{serve, serve_at};
+use crate::imds::{self, Tree};
+use crate::lab::{
+    DEADLINE, Egret, Fabric, Failure, Host, INTERNET, Lab, Options, Process, Result, Transport, Web,
+    gateway_address, public_of_host, wait_for,
+};
+
+const ENIS: [&str; 3] = [ENI, OTHER_ENI, "eni-0aaaaaaaaaaaaaaa3"];
+const TABLES: [&str; 3] = [TABLE, OTHER_TABLE, "rtb-0aaaaaaaaaaaaaaa3"];
+const ALLOCATIONS: [&str; 3] = [ALLOCATION, OTHER_ALLOCATION, "eipalloc-0aaaaaaaaaaaaaaa3"];
+const NAMES: [&str; 3] = ["az-a", "az-b", "az-c"];
+const FALLBACK: &str = "nat-0123456789abcdef0";
+const KEY: &str = "4f1d5f5b0c9a4b60a5cf2d6a8f3b7c1e9d0e2f4a6b8c0d1e3f5a7b9c1d3e5f70";
+/// Where instances see whether they reach the internet.
+const PROBE: u16 = 7;
+/// What a take-over may take in all, silence included. A machine that is busy with other tests has its share in that.
+const BOUND: Duration = Duration::from_secs(15);
+
+/// The world, and what makes packets follow it.
+struct Site {
+    lab: Arc<Lab>,
+    ec2: Arc<Mutex<Ec2>>,
+    trees: Vec<Arc<Mutex<Tree>>>,
+    endpoints: (String, Vec<String>),
+    instances: Vec<Option<Egret>>,
+    _web: Web,
+    ends: Arc<AtomicBool>,
+    fabric: Option<JoinHandle<()>>,
+    stubs: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Site {
+    /// With so many instances, none of which runs yet.
+    fn new(count: usize) -> Result<Self> {
+        let gateways = u8::try_from(count)?;
+        let lab = Arc::new(Lab::new(Options { gateways, ..Options::default() })?);
+        let web = Web::start(lab.internet(), 80)?;
+        let ec2 = Arc::new(Mutex::new(world(count)));
+        let mut stubs = Vec::new();
+        let stub = Arc::clone(&ec2);
+        let (address, ec2_stub) = in_namespace(lab.router(), move || {
+            serve_at("10.0.0.1:0", move |request| stub.lock().unwrap().answer(request))
+        })?;
+        stubs.push(ec2_stub);
+        let ec2_endpoint = format!("http://{address}");
+        let (mut trees, mut imds_endpoints) = (Vec::new(), Vec::new());
+        for index in 0..count {
+            let host = lab.gateway(number(index));
+            let mac = imds::MAC.map(|octet| format!("{octet:02x}")).join(":");
+            host.run(&format!("ip link set ens5 address {mac}"))?;
+            let tree = Arc::new(Mutex::new(tree(index)));
+            trees.push(Arc::clone(&tree));
+            let (address, stub) =
+                in_namespace(host, move || serve(move |request| imds::answer(&tree.lock().unwrap(), request)))?;
+            imds_endpoints.push(format!("http://{address}"));
+            stubs.push(stub);
+        }
+        let ends = Arc::new(AtomicBool::new(false));
+        let fabric = follow(&lab, &ec2, &ends);
+        Ok(Self {
+            lab,
+            ec2,
+            trees,
+            endpoints: (ec2_endpoint, imds_endpoints),
+            instances: (0..count).map(|_| None).collect(),
+            _web: web,
+            ends,
+            fabric: Some(fabric),
+            stubs,
+        })
+    }
+
+    /// With all instances up, each of which has its home gateway.
+    fn settled(count: usize) -> Result<Self> {
+        let mut site = Self::new(count)?;
+        for index in 0..count {
+            site.start(index, &site.config(index))?;
+        }
+        for index in 0..count {
+            site.wait_active(index, index)?;
+        }
+        site.wait("everybody knows everybody", |site| {
+            Ok((0..count).all(|index| {
+                let fleet = site.fleet(index);
+                let peers = fleet["peers"].as_array().cloned().unwrap_or_default();
+                peers.len() == count - 1
+                    && peers.iter().all(|peer| peer["state"] == "alive" && peer["health"] == "well")
+            }))
+        })?;
+        Ok(site)
+    }
+
+    fn start(&mut self, index: usize, toml: &str) -> Result {
+        let wrapper = [
+            "env".to_owned(),
+            "HOME=/nonexistent".to_owned(),
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT={}", self.endpoints.1[index]),
+            format!("AWS_ENDPOINT_URL_EC2={}", self.endpoints.0),
+        ];
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        self.instances[index] = Some(Egret::spawn_under(self.host(index), toml, &wrapper)?);
+        Ok(())
+    }
+
+    fn host(&self, index: usize) -> &Host {
+        self.lab.gateway(number(index))
+    }
+
+    fn egret(&self, index: usize) -> &Egret {
+        self.instances[index].as_ref().expect("it was started")
+    }
+
+    /// As an operator would write it, with a shorter hold-down.
+    fn config(&self, index: usize) -> String {
+        self.config_with(index, KEY, "hold_down = \"5s\"")
+    }
+
+    fn config_with(&self, index: usize, key: &str, more: &str) -> String {
+        let file = self.lab.directory().join(format!("peer-{index}.key"));
+        std::fs::write(&file, key).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let peer = |other: usize| {
+            let address = gateway_address(number(other));
+            format!("{{ gateway = \"{}\", address = \"{address}:7946\" }}", NAMES[other])
+        };
+        let peers: Vec<String> = (0..self.trees.len()).filter(|other| *other != index).map(peer).collect();
+        format!(
+            "[aws]\nroute_tables = [\"{}\"]\nelastic_ips = [\"{}\"]\n\n[failover]\ngateway = \"{}\"\nkey_file = \"{}\"\n\
+             listen = \"{}:7946\"\npeers = [{}]\negress_probes = [\"{INTERNET}:80\", \"{INTERNET}:{PROBE}\"]\n{more}\n",
+            TABLES[index],
+            ALLOCATIONS[index],
+            NAMES[index],
+            file.display(),
+            gateway_address(number(index)),
+            peers.join(", ")
+        )
+    }
+
+    /// What an instance says of its fleet.
+    fn fleet(&self, index: usize) -> Value {
+        let output = self.egret(index).try_status();
+        let status: Value =
+            output.map_or(Value::Null, |output| serde_json::from_str(&output.stdout).unwrap_or_default());
+        status["fleet"].clone()
+    }
+
+    /// What an instance says of a gateway.
+    fn gateway(&self, index: usize, gateway: usize) -> Value {
+        let fleet = self.fleet(index);
+        let gateways = fleet["gateways"].as_array().cloned().unwrap_or_default();
+        gateways.into_iter().find(|known| known["gateway"] == NAMES[gateway]).unwrap_or_default()
+    }
+
+    fn wait(&self, what: &str, mut condition: impl FnMut(&Self) -> Result<bool>) -> Result {
+        let waited = wait_for(what, DEADLINE, || condition(self));
+        waited.map_err(|failure| {
+            let state = |index| format!("{}: {:#}", NAMES[index], self.fleet(index));
+            let running = (0..self.instances.len()).filter(|index| self.instances[*index].is_some());
+            Failure::new(format!("{failure:?}\n{}", running.map(state).collect::<Vec<_>>().join("\n")))
+        })
+    }
+
+    fn wait_active(&self, index: usize, gateway: usize) -> Result {
+        self.wait(&format!("{} to be active at {}", NAMES[gateway], NAMES[index]), |site| {
+            Ok(site.gateway(index, gateway)["role"] == "active")
+        })
+    }
+
+    /// Whose a gateway is at EC2: its Elastic IP and its route.
+    fn at_ec2(&self, gateway: usize) -> (Option<usize>, Option<usize>) {
+        let ec2 = self.ec2.lock().unwrap();
+        let whose = |eni: &str| ENIS.iter().position(|known| *known == eni);
+        let address = ec2.used(ALLOCATIONS[gateway]).and_then(|(eni, _)| whose(eni));
+        (address, ec2.route(TABLES[gateway], "0.0.0.0/0").and_then(whose))
+    }
+
+    /// Waits until a gateway is an instance's at EC2, and packets go that way; gives how long that was.
+    fn wait_moved(&self, gateway: usize, to: usize, begun: Instant) -> Result<Duration> {
+        self.wait(&format!("{} to be moved to {}", NAMES[gateway], NAMES[to]), |site| {
+            Ok(site.at_ec2(gateway) == (Some(to), Some(to)))
+        })?;
+        let moved = begun.elapsed();
+        let client = self.lab.client(number(gateway));
+        client.wait_for("an echo from the internet", || {
+            Ok(client.try_run(&format!("ping -n -c 1 -W 0.1 {INTERNET}"))?.status.success())
+        })?;
+        let (name, at, flows) = (NAMES[gateway], NAMES[to], begun.elapsed());
+        println!("{name} at {at} after {moved:.2?}, packets flow after {flows:.2?}");
+        self.answers(gateway)?;
+        assert!(moved < BOUND, "{} moved after {moved:?}", NAMES[gateway]);
+        Ok(moved)
+    }
+
+    /// A client of the gateway's subnet reaches the internet, and is seen by an Elastic IP; by an instance's own address
+    /// only while the gateway is on its way.
+    fn answers(&self, gateway: usize) -> Result {
+        let client = self.lab.client(number(gateway));
+        let ask = format!("curl -sS --max-time 1 http://{INTERNET}/whoami");
+        client.wait_for("an answer from the internet", || {
+            let seen = client.try_run(&ask)?.stdout;
+            let public = |ip: &ElasticIp| seen.starts_with(&format!("{}:", ip.public));
+            Ok(self.ec2.lock().unwrap().world.elastic_ips.values().any(public))
+        })
+    }
+
+    /// Has an operator hand a gateway over, as soon as the peer is steady.
+    fn hand_over(&self, index: usize, arguments: &[&str]) -> Result<String> {
+        let mut said = String::new();
+        self.wait("a hand-over", |site| {
+            let output = site.egret(index).command(&[&["handover"], arguments].concat())?;
+            said = output.stdout;
+            Ok(output.status.success())
+        })?;
+        Ok(said)
+    }
+
+    fn kill(&mut self, index: usize) -> Result {
+        let mut egret = self.instances[index].take().expect("it runs");
+        egret.process.signal(Signal::SIGKILL)?;
+        egret.process.wait(DEADLINE)?;
+        Ok(())
+    }
+
+    /// Cuts an instance's way to the internet, and leaves the VPC and EC2's API to it.
+    fn cut_egress(&self, index: usize) -> Result {
+        let name = if index == 0 { "nat".to_owned() } else { format!("nat{}", index + 1) };
+        self.lab.router().nft(&format!(
+            "table ip cut {{\n chain forward {{\n type filter hook forward priority -10\n\
+             iifname \"{name}\" oifname \"internet\" drop\n }}\n}}\n"
+        ))
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.instances.clear();
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(fabric) = self.fabric.take() {
+            let _ = fabric.join();
+        }
+        for (stop, thread) in self.stubs.drain(..) {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn number(index: usize) -> u8 {
+    u8::try_from(index + 1).expect("few")
+}
+
+/// For each instance an interface, a route table and an Elastic IP that is free.
+fn world(count: usize) -> Ec2 {
+    let mut ec2 = Ec2::new();
+    ec2.world.interfaces.clear();
+    ec2.world.tables.clear();
+    ec2.world.elastic_ips.clear();
+    for index in 0..count {
+        let interface = Interface { check: true, addresses: vec![gateway_address(number(index))] };
+        ec2.world.interfaces.insert(ENIS[index].to_owned(), interface);
+        let local = ("10.0.0.0/16".to_owned(), "local".to_owned(), true);
+        let table = Table { vpc: VPC.to_owned(), tags: BTreeMap::new(), routes: vec![local] };
+        ec2.world.tables.insert(TABLES[index].to_owned(), table);
+        let public = Ipv4Addr::new(203, 0, 113, 6 + number(index));
+        let free = ElasticIp { public, used: None, associations: 0 };
+        ec2.world.elastic_ips.insert(ALLOCATIONS[index].to_owned(), free);
+    }
+    ec2
+}
+
+/// The metadata of an instance, whose primary address has a public one of its own.
+fn tree(index: usize) -> Tree {
+    let mut tree = environment::tree();
+    tree.retain(|path, _| !path.contains("ipv4-associations"));
+    let (private, public) = (gateway_address(number(index)), public_of_host(number(index)));
+    let interface = imds::INTERFACE;
+    for (path, text) in [
+        (format!("{interface}/interface-id"), ENIS[index].to_owned()),
+        (format!("{interface}/local-ipv4s"), private.to_string()),
+        (format!("{interface}/public-ipv4s"), public.to_string()),
+        (format!("{interface}/ipv4-associations/{public}"), private.to_string()),
+        ("instance-id".to_owned(), format!("i-0123456789abcdef{index}")),
+    ] {
+        tree.insert(path, text);
+    }
+    tree
+}
+
+/// A server in a host's namespace, and its address.
+fn in_namespace<F: Future<Output = std::net::SocketAddr>>(
+    host: &Host,
+    serve: impl FnOnce() -> F + Send + 'static,
+) -> Result<(std::net::SocketAddr, (oneshot::Sender<()>, JoinHandle<()>))> {
+    let namespace = File::open(format!("/run/netns/{}", host.namespace))?;
+    let (stop, stopped) = oneshot::channel();
+    let (told, address) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            told.send(serve().await).unwrap();
+            let _ = stopped.await;
+        });
+    });
+    Ok((address.recv_timeout(DEADLINE)?, (stop, thread)))
+}
+
+/// Has packets go as EC2's route tables and addresses say.
+fn follow(lab: &Arc<Lab>, ec2: &Arc<Mutex<Ec2>>, ends: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let (lab, ec2, ends) = (Arc::clone(lab), Arc::clone(ec2), Arc::clone(ends));
+    std::thread::spawn(move || {
+        let mut applied = None;
+        while !ends.load(Ordering::Relaxed) {
+            let fabric = fabric(&ec2.lock().unwrap());
+            // Not while a link is down that a route is by.
+            if applied.as_ref() != Some(&fabric) && fabric.apply(&lab).is_ok() {
+                applied = Some(fabric);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    })
+}
+
+fn fabric(ec2: &Ec2) -> Fabric {
+    let whose = |eni: &str| ENIS.iter().position(|known| *known == eni).map(number);
+    let routes = (0..2).map(|index| {
+        let table = ec2.world.tables.contains_key(TABLES[index]).then(|| ec2.route(TABLES[index], "0.0.0.0/0"));
+        (number(index), table.flatten().and_then(whose))
+    });
+    let used = |ip: &ElasticIp| {
+        let (eni, private) = ip.used.as_ref()?;
+        Some((ip.public, (whose(eni)?, *private)))
+    };
+    Fabric { routes: routes.collect(), addresses: ec2.world.elastic_ips.values().filter_map(used).collect() }
+}
+
+/// A ping that goes on, and what it has lost.
+struct Ping {
+    process: Process,
+}
+
+impl Ping {
+    fn start(client: &Host) -> Result<Self> {
+        Ok(Self { process: client.spawn(&format!("ping -n -i 0.02 -O {INTERNET}"))? })
+    }
+
+    /// Sent and lost.
+    fn stop(mut self) -> Result<(u32, u32)> {
+        self.process.signal(Signal::SIGINT)?;
+        self.process.wait(DEADLINE)?;
+        let log = self.process.log();
+        let line = log.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
+        let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|text| text.parse::<u32>().ok());
+        let (Some(sent), Some(received)) = (numbers.next(), numbers.next()) else {
+            return Err(Failure::new(format!("ping said {log}")));
+        };
+        Ok((sent, sent - received))
+    }
+}
+
+#[test]
+fn each_instance_has_its_home_gateway_and_is_the_others_standby() -> Result {
+    let site = Site::settled(2)?;
+    for index in 0..2 {
+        assert_eq!(site.at_ec2(index), (Some(index), Some(index)));
+        site.answers(index)?;
+        let status = site.egret(index).status()?;
+        let own = format!("203.0.113.{}", 7 + index);
+        assert_eq!(status["external_addresses"].as_array().map(Vec::len), Some(1), "{status}");
+        assert_eq!(status["external_addresses"][0]["public"], own.as_str());
+        let text = site.egret(index).command(&["status"])?.success()?.stdout;
+        assert!(text.contains(&format!("{}: active here", NAMES[index])), "{text}");
+        assert!(text.contains(&format!("{}: at {}", NAMES[1 - index], NAMES[1 - index])), "{text}");
+        let fleet = text.lines().skip_while(|line| !line.starts_with("fleet"));
+        let fleet: Vec<&str> = fleet.take_while(|line| !line.is_empty()).collect();
+        assert!(fleet.len() > 4 && fleet.iter().all(|line| line.chars().count() <= 80), "{text}");
+    }
+    // Room for what may come is made before it comes.
+    site.wait("private addresses for both gateways", |site| {
+        let ec2 = site.ec2.lock().unwrap();
+        Ok(ec2.world.interfaces.values().all(|interface| interface.addresses.len() == 3))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn killed_hosts_gateway_is_taken_over_and_goes_home_when_it_is_back() -> Result {
+    let mut site = Site::settled(2)?;
+    let begun = Instant::now();
+    site.kill(0)?;
+    site.wait_moved(0, 1, begun)?;
+    site.wait_active(1, 0)?;
+    assert_eq!(site.at_ec2(1), (Some(1), Some(1)), "its own is still there");
+    let why = site.gateway(1, 0)["why"].clone();
+    assert_eq!(why, "the host was silent");
+    // Back, and well for long enough.
+    site.start(0, &site.config(0))?;
+    site.wait_active(0, 0)?;
+    assert_eq!(site.gateway(0, 0)["why"], "failback");
+    site.answers(0)?;
+    Ok(())
+}
+
+#[test]
+fn stopped_host_wakes_as_a_standby_and_writes_nothing() -> Result {
+    let site = Site::settled(2)?;
+    let begun = Instant::now();
+    site.egret(0).process.signal(Signal::SIGSTOP)?;
+    let moved = site.wait_moved(0, 1, begun);
+    let writes = site.ec2.lock().unwrap().writes();
+    site.egret(0).process.signal(Signal::SIGCONT)?;
+    moved?;
+    site.wait("the one that slept to know", |site| Ok(site.gateway(0, 0)["host"] == NAMES[1]))?;
+    assert_eq!(site.at_ec2(0), (Some(1), Some(1)));
+    assert_eq!(site.ec2.lock().unwrap().writes(), writes, "{}", site.egret(0).process.log());
+    assert_eq!(site.gateway(0, 0)["role"], "standby");
+    Ok(())
+}
+
+#[test]
+fn host_without_a_link_is_replaced_and_stands_by_when_it_is_back() -> Result {
+    let site = Site::settled(2)?;
+    let begun = Instant::now();
+    site.lab.router().run("ip link set nat down")?;
+    site.wait_moved(0, 1, begun)?;
+    site.lab.router().run("ip link set nat up")?;
+    site.lab.router().run(&format!("ip route replace {}/32 dev nat", gateway_address(1)))?;
+    site.wait("the one that was cut off to know", |site| Ok(site.gateway(0, 0)["host"] == NAMES[1]))?;
+    assert_eq!(site.at_ec2(0), (Some(1), Some(1)));
+    Ok(())
+}
+
+#[test]
+fn host_without_the_internet_is_replaced() -> Result {
+    let site = Site::settled(2)?;
+    let begun = Instant::now();
+    site.cut_egress(0)?;
+    site.wait_moved(0, 1, begun)?;
+    site.wait_active(1, 0)?;
+    assert_eq!(site.gateway(1, 0)["why"], "the host was unwell");
+    let peer = &site.fleet(1)["peers"][0];
+    assert_eq!((&peer["state"], &peer["health"]), (&"alive".into(), &"the internet is not reached".into()));
+    Ok(())
+}
+
+#[test]
+fn spot_notice_hands_the_gateway_over_while_the_host_still_forwards() -> Result {
+    let site = Site::settled(2)?;
+    let ping = Ping::start(site.lab.client(1))?;
+    let begun = Instant::now();
+    let notice = r#"{"action": "terminate", "time": "2030-09-18T08:22:00Z"}"#;
+    site.trees[0].lock().unwrap().insert("spot/instance-action".to_owned(), notice.to_owned());
+    site.wait_moved(0, 1, begun)?;
+    let (sent, lost) = ping.stop()?;
+    println!("{lost} of {sent} pings lost, 20 ms apart");
+    assert_eq!(site.gateway(1, 0)["why"], "the host was about to stop");
+    Ok(())
+}
+
+#[test]
+fn operator_moves_a_gateway_and_it_stays_until_it_is_moved_back() -> Result {
+    let site = Site::settled(2)?;
+    let ping = Ping::start(site.lab.client(1))?;
+    let moved = site.hand_over(0, &["--to", "az-b"])?;
+    assert!(moved.starts_with("az-a is at az-b after "), "{moved}");
+    assert_eq!(site.at_ec2(0), (Some(1), Some(1)));
+    site.answers(0)?;
+    let (sent, lost) = ping.stop()?;
+    println!("{lost} of {sent} pings lost, 20 ms apart");
+    // Whoever does not have it cannot give it away, nor to anybody who is no peer.
+    let refused = site.egret(0).command(&["handover", "--to", "az-b"])?;
+    assert!(
+        refused.stderr.contains("gateway az-a is not active here, but at az-b: give the order there"),
+        "{refused}"
+    );
+    assert_eq!(refused.status.code(), Some(1));
+    let refused = site.egret(1).command(&["handover", "--gateway", "az-a", "--to", "az-x"])?;
+    assert!(refused.stderr.contains("az-x is no peer"), "{refused}");
+    // It does not go home by itself, even after the hold-down.
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!(site.at_ec2(0), (Some(1), Some(1)));
+    site.hand_over(1, &["--gateway", "az-a", "--to", "az-a"])?;
+    assert_eq!(site.at_ec2(0), (Some(0), Some(0)));
+    site.answers(0)?;
+    Ok(())
+}
+
+#[test]
+fn stopping_service_hands_its_gateways_over_first() -> Result {
+    let mut site = Site::settled(2)?;
+    let mut egret = site.instances[0].take().expect("it runs");
+    let begun = Instant::now();
+    let ended = egret.stop(DEADLINE)?;
+    assert!(ended.success(), "{}", egret.process.log());
+    assert_eq!(site.at_ec2(0), (Some(1), Some(1)), "{}", egret.process.log());
+    site.wait_moved(0, 1, begun)?;
+    Ok(())
+}
+
+#[test]
+fn api_that_is_down_when_the_host_dies_delays_the_takeover_and_no_more() -> Result {
+    let mut site = Site::settled(2)?;
+    site.ec2.lock().unwrap().fault = Fault::Closed(ALL);
+    site.kill(0)?;
+    let calls = site.ec2.lock().unwrap().calls.len();
+    site.wait("attempts in vain", |site| Ok(site.ec2.lock().unwrap().calls.len() > calls + 2))?;
+    site.answers(1)?;
+    assert_eq!(site.at_ec2(0), (Some(0), Some(0)));
+    let begun = Instant::now();
+    site.ec2.lock().unwrap().fault = Fault::None;
+    site.wait_moved(0, 1, begun)?;
+    Ok(())
+}
+
+#[test]
+fn three_instances_agree_who_is_dead_and_the_first_heir_takes_over() -> Result {
+    let mut site = Site::settled(3)?;
+    let begun = Instant::now();
+    site.kill(1)?;
+    site.wait_moved(1, 0, begun)?;
+    // The next one to die leaves everything to the last.
+    site.wait("az-b to be known to be at az-a", |site| Ok(site.gateway(2, 1)["host"] == NAMES[0]))?;
+    let begun = Instant::now();
+    site.kill(0)?;
+    site.wait_moved(0, 2, begun)?;
+    site.wait_moved(1, 2, begun)?;
+    assert_eq!(site.at_ec2(2), (Some(2), Some(2)));
+    Ok(())
+}
+
+#[test]
+fn without_a_peer_the_routes_go_to_the_standby_nat_gateway_and_come_back() -> Result {
+    let mut site = Site::settled(2)?;
+    let more = format!("hold_down = \"5s\"\nfallback_nat_gateway = \"{FALLBACK}\"");
+    let toml = site.config_with(0, KEY, &more);
+    site.egret(0).reload(&toml)?;
+    site.kill(1)?;
+    site.wait_active(0, 1)?;
+    let notice = r#"{"action": "terminate", "time": "2030-09-18T08:22:00Z"}"#;
+    site.trees[0].lock().unwrap().insert("spot/instance-action".to_owned(), notice.to_owned());
+    let target = |site: &Site| site.ec2.lock().unwrap().route(TABLES[0], "0.0.0.0/0").map(str::to_owned);
+    site.wait("the standby nat gateway", |site| Ok(target(site).as_deref() == Some(FALLBACK)))?;
+    assert_eq!(site.at_ec2(0).0, Some(0), "whoever writes routes has the address");
+    site.trees[0].lock().unwrap().remove("spot/instance-action");
+    site.wait("its own route again", |site| Ok(site.at_ec2(0) == (Some(0), Some(0))))?;
+    Ok(())
+}
+
+#[test]
+fn wrong_key_or_a_contradiction_is_refused_and_changes_nothing() -> Result {
+    let mut site = Site::new(2)?;
+    site.start(0, &site.config(0))?;
+    site.wait_active(0, 0)?;
+    let other_key = KEY.replace("4f1d", "0000");
+    site.start(1, &site.config_with(1, &other_key, ""))?;
+    site.wait_active(1, 1)?;
+    site.wait("the stranger to be refused", |site| Ok(site.egret(0).process.log().contains("refused")))?;
+    assert_eq!(site.fleet(0)["peers"][0]["connected"], false);
+    // One that has the key, and claims what is another's.
+    site.kill(1)?;
+    let claims = site.config(1).replace(TABLES[1], TABLES[0]);
+    site.start(1, &claims)?;
+    site.wait("the claim to be refused", |site| {
+        let refused = site.fleet(0)["peers"][0]["refused"].as_str().unwrap_or_default().to_owned();
+        Ok(refused == format!("it claims {}, which belongs to gateway az-a", TABLES[0]))
+    })?;
+    assert_eq!(site.at_ec2(0), (Some(0), Some(0)));
+    assert!(site.lab.gateway(1).wait_listening(Transport::Tcp, 7946).is_ok());
+    Ok(())
+}
