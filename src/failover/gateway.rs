@@ -105,6 +105,9 @@ impl Tracked {
             self.definition = definition;
             self.distrust(out);
             self.seen = None;
+            self.gained.clear();
+            self.routed.clear();
+            self.hopeless.clear();
         }
     }
 
@@ -342,6 +345,8 @@ impl Tracked {
                 Call::Associate { allocation } => allocation.clone(),
                 Call::Route { table, destination, .. } => key(table, *destination),
             };
+            let again = view.me.timing.observe_every;
+            self.hopeless.retain(|_, (at, _)| view.now - *at < again);
             self.hopeless.insert(what, (view.now, error));
         }
         match error {

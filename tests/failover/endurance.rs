@@ -21,7 +21,7 @@ fn nothing_moves_in_a_day(instances: usize) {
     let millis = Duration::from_millis;
     let quality = Quality { delay: millis(1), jitter: millis(200), loss: 10 };
     let seed = std::env::var("EGRET_SEED").map_or(1, |seed| seed.parse().unwrap());
-    let mut world = World::steady(&Setup { seed, quality, instances, ..Setup::default() });
+    let mut world = World::steady(&Setup { seed, instances, quality, ..Setup::default() });
     let (looks, changes) = (world.nodes[0].looks, world.nodes[0].changes);
     world.run(Duration::from_secs(24 * 3600));
     world.well();

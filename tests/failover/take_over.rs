@@ -312,3 +312,25 @@ fn table_that_does_not_exist_does_not_keep_the_rest_from_being_led() {
     assert!(status.trouble.unwrap().contains("rtb-a1"));
     world.well();
 }
+
+#[test]
+fn changed_definition_is_followed_by_the_host_and_its_heirs() {
+    let whole = Setup { allocations: 2, tables: 2, ..Setup::default() };
+    let mut world = World::steady(&whole);
+    let mut small = world.nodes[0].config.clone();
+    small.home.allocations.truncate(1);
+    small.home.route_tables.truncate(1);
+    world.configure(0, small);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.nodes[0].active["az-a"].len(), 1, "the other address is none of its own any more");
+    world.crash(0);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.ec2.holder("eipalloc-a0"), Some("eni-b0"));
+    assert_eq!(world.ec2.holder("eipalloc-a1"), Some("eni-a0"), "nobody moves it");
+    // It comes back with all that it had.
+    world.start(0);
+    world.run_until(Duration::from_secs(10), |world| world.is_at(0, 1)).unwrap();
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.nodes[1].active["az-a"].len(), 2);
+    world.well();
+}
