@@ -21,15 +21,20 @@ LEAN := --release --no-default-features
 MOTO := target/moto/bin/moto_server
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test moto check bench fuzz image image-test clean
+.PHONY: help demo demo-failover demo-clean test moto check bench bench-cloud fuzz image image-test clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: ## a VPC in namespaces: real programs reach the internet through Egret (KEEP=1 leaves it running)
 	@tests/lab/packages.sh $(DEMO_PACKAGES)
 	cargo build $(LEAN) --bin egret --example demo
 	@$(SUDO) target/release/examples/demo
+
+demo-failover: ## two instances, of which one is killed: what moves, and when (builds the AWS SDK: minutes)
+	@tests/lab/packages.sh $(DEMO_PACKAGES)
+	cargo build --release --bin egret --example demo-failover
+	@$(SUDO) target/release/examples/demo-failover
 
 demo-clean: ## remove what `make demo KEEP=1` left
 	@cargo build --quiet $(LEAN) --example demo
@@ -58,6 +63,10 @@ check: ## formatting, lints, documentation, licences and advisories
 bench: ## measure the engine, and Egret against the kernel's masquerading, HAProxy and nginx
 	@tests/lab/packages.sh $(BENCH_PACKAGES)
 	cargo bench --no-default-features
+
+bench-cloud: ## measure packets while EC2's API fails in all kinds of ways (builds the AWS SDK: minutes)
+	@tests/lab/packages.sh $(BENCH_PACKAGES)
+	cargo bench --bench cloud
 
 fuzz: ## fuzz parsing and packet sequences (FUZZ_SECONDS=60 each)
 	@tests/lab/packages.sh gcc g++ libc6-dev

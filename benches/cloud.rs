@@ -1,6 +1,6 @@
 //! Whether packets care what EC2's API does: `cargo bench --bench cloud`, with `quick` as an argument for a short run.
 //!
-//! The daemon is in a lab as on an instance, with stubs of the metadata service and of EC2. In turns, EC2 answers, closes
+//! The daemon is in a VPC as on an instance, with stubs of the metadata service and of EC2. In turns, EC2 answers, closes
 //! every connection, says nothing, throttles, or answers rubbish, while the daemon is made to ask as often as it ever
 //! does; each time it is measured what TCP gets through, and what a packet of 64 bytes costs the worker. Nothing is
 //! asserted. It needs root.
@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "the stubs are a test's")]
-#![allow(dead_code, reason = "of the stubs, tests need more")]
+#![allow(dead_code, unused_imports, reason = "of the stubs, tests need more")]
 
 #[path = "../tests/aws/ec2.rs"]
 mod ec2;
@@ -16,20 +16,22 @@ mod ec2;
 mod figures;
 #[path = "../tests/aws/http.rs"]
 mod http;
-#[path = "cloud/instance.rs"]
-mod instance;
+#[path = "../tests/aws/imds.rs"]
+mod imds;
 #[path = "../tests/lab/mod.rs"]
 mod lab;
 #[path = "common/process.rs"]
 mod process;
+#[path = "../tests/aws/vpc.rs"]
+mod vpc;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use ec2::{ALL, ENI, Fault, TABLE};
 use figures::Figures;
-use instance::Instance;
-use lab::{Egret, INTERNET, Iperf, Lab, Options, Result};
+use lab::{Egret, INTERNET, Iperf, Result};
+use vpc::Vpc;
 
 const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
 
@@ -57,17 +59,18 @@ fn compare(rounds: usize) -> Result {
     println!("Egret translates while EC2's API is in all kinds of moods, in turns, {rounds} rounds of 1 s");
     println!("  on {}", process::machine()?);
     println!("  packet sockets (af_packet), one-armed, MTU 1500, GSO on; medians (least - most)\n");
-    let lab = Lab::new(Options::default())?;
-    let instance = Instance::start(lab.nat())?;
+    let vpc = Vpc::new(2, true)?;
     let toml = format!("datapath = \"af_packet\"\n[aws]\nroute_tables = [\"{TABLE}\"]\n");
-    let egret = instance.spawn(lab.nat(), &toml)?;
-    lab.nat().wait_for("its route", || Ok(instance.ec2().route(TABLE, "0.0.0.0/0") == Some(ENI)))?;
+    let egret = vpc.spawn(0, &toml)?;
+    vpc.lab
+        .nat()
+        .wait_for("its route", || Ok(vpc.ec2.lock().unwrap().route(TABLE, "0.0.0.0/0") == Some(ENI)))?;
     let mut moods: Vec<Measured> = MOODS.iter().map(|_| Measured::default()).collect();
     for round in 0..rounds {
         for turn in 0..MOODS.len() {
             let index = (round + turn) % MOODS.len();
-            instance.ec2().fault = MOODS[index].1;
-            moods[index].add(&lab, &instance, &egret)?;
+            vpc.ec2.lock().unwrap().fault = MOODS[index].1;
+            moods[index].add(&vpc, &egret)?;
         }
     }
     println!(
@@ -99,18 +102,22 @@ struct Measured {
 
 impl Measured {
     /// One second of bulk TCP, and one of small datagrams.
-    fn add(&mut self, lab: &Lab, instance: &Instance, egret: &Egret) -> Result {
-        let calls = instance.ec2().calls.len();
+    fn add(&mut self, vpc: &Vpc, egret: &Egret) -> Result {
+        let (lab, calls) = (&vpc.lab, || vpc.ec2.lock().unwrap().calls.len());
+        let before = calls();
         egret.process.signal(nix::sys::signal::Signal::SIGHUP)?;
+        // A call that nobody has answered is waited for first.
+        lab.nat().wait_for("a call", || Ok(calls() > before))?;
+        let before = calls();
         let rate = Iperf::measure(lab.client(1), lab.internet(), INTERNET, "--time 1")?;
         egret.process.signal(nix::sys::signal::Signal::SIGHUP)?;
-        let before = (process::thread_run_time(egret.process.id(), WORKER)?, packets(egret)?);
+        let begin = (process::thread_run_time(egret.process.id(), WORKER)?, packets(egret)?);
         Iperf::measure(lab.client(1), lab.internet(), INTERNET, "--udp --length 22 --bitrate 12M --time 1")?;
-        let after = (process::thread_run_time(egret.process.id(), WORKER)?, packets(egret)?);
-        let time: Duration = after.0.saturating_sub(before.0);
+        let end = (process::thread_run_time(egret.process.id(), WORKER)?, packets(egret)?);
+        let time: Duration = end.0.saturating_sub(begin.0);
         self.rate.push(rate / 1e9);
-        self.cost.push(time.as_nanos() as f64 / (after.1 - before.1) as f64);
-        self.calls.push((instance.ec2().calls.len() - calls) as f64 / 2.0);
+        self.cost.push(time.as_nanos() as f64 / (end.1 - begin.1) as f64);
+        self.calls.push((calls() - before) as f64 / 2.0);
         Ok(())
     }
 }

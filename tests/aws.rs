@@ -35,6 +35,8 @@ mod reconcile;
 mod site;
 #[path = "aws/tag_targets.rs"]
 mod tag_targets;
+#[path = "aws/vpc.rs"]
+mod vpc;
 
 /// What an empty configuration, as these tests have, comes to where drivers can.
 const DATAPATH: lab::Datapath = lab::Datapath::Xdp;

@@ -23,7 +23,7 @@ pub enum Action {
     Adopt { gateway: String },
     /// Addresses and routes are observed to be here: these are the pairs that the datapath translates to.
     Active { gateway: String, addresses: Vec<Held> },
-    /// The gateway is somebody else's now.
+    /// The gateway is somebody else's now, or has not come here after all: what was adopted or active of it ends.
     StandDown { gateway: String },
 }
 

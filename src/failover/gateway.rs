@@ -105,6 +105,9 @@ impl Tracked {
             self.definition = definition;
             self.distrust(out);
             self.seen = None;
+            self.gained.clear();
+            self.routed.clear();
+            self.hopeless.clear();
         }
     }
 
@@ -119,7 +122,7 @@ impl Tracked {
     /// This instance was asleep. What was begun is seen through; what was only meant is thought over.
     pub fn woke(&mut self, out: &mut Out) {
         self.distrust(out);
-        if self.claim.as_ref().is_some_and(|claim| !claim.is_begun()) && self.announced.is_empty() {
+        if self.claim.as_ref().is_some_and(|claim| !claim.is_begun()) {
             self.abandon(Abandoned::NoReason, out);
         }
     }
@@ -342,6 +345,8 @@ impl Tracked {
                 Call::Associate { allocation } => allocation.clone(),
                 Call::Route { table, destination, .. } => key(table, *destination),
             };
+            let again = view.me.timing.observe_every;
+            self.hopeless.retain(|_, (at, _)| view.now - *at < again);
             self.hopeless.insert(what, (view.now, error));
         }
         match error {
@@ -389,6 +394,10 @@ impl Tracked {
         if let Some((to, number)) = claim.consent {
             let message = Message::Answer(Answer { gateway, number, reply: Reply::GaveUp });
             out.actions.push_back(Action::Send { to, message });
+        }
+        if self.announced.is_empty() {
+            // What was adopted is not needed.
+            out.actions.push_back(Action::StandDown { gateway: self.definition.name.clone() });
         }
         self.stand_by(Host::Unknown, out);
         out.hurry = true;

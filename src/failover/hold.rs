@@ -32,7 +32,7 @@ impl Tracked {
     /// One step of a host: whatever is not as it should be is put right, and then the gateway is active.
     pub fn hold(&mut self, view: &View<'_>, out: &mut Out) {
         if self.role == Role::Standby {
-            self.begin(Claim::new(Why::Found, view.now), out);
+            self.begin(Claim::new(Why::Found, view.now), view, out);
         }
         if let Some(claim) = &mut self.claim {
             claim.has_arrived = true;

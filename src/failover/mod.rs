@@ -269,7 +269,7 @@ impl Fleet {
     pub fn handle_adopted(&mut self, now: Instant, gateway: &str) {
         self.advance(now);
         if let Some(gateway) = self.gateways.get_mut(gateway) {
-            gateway.adopted();
+            gateway.adopted(now);
         }
         self.settle(now);
     }

@@ -229,19 +229,21 @@ impl View<'_> {
         if !peer.is_silent(self.now, &self.me.timing) {
             return if peer.heard.is_some() { Life::Alive } else { Life::Suspect };
         }
-        if peer.life == Life::Dead {
-            return Life::Dead;
-        }
         let counts = |(other, peer): &(&String, &Peer)| {
             *other != name && peer.life != Life::Dead && peer.refused.is_none()
         };
-        let misses = |peer: &Peer| {
-            let is_heard = peer.heard.is_some() && !peer.is_silent(self.now, &self.me.timing);
-            is_heard && peer.misses.iter().any(|missed| missed == name)
-        };
-        let others = self.peers.iter().filter(counts).count();
-        let missing = self.peers.iter().filter(counts).filter(|(_, peer)| misses(peer)).count();
-        if others == 0 || missing * 2 > others { Life::Dead } else { Life::Suspect }
+        let is_heard = |peer: &Peer| peer.heard.is_some() && !peer.is_silent(self.now, &self.me.timing);
+        let misses = |peer: &Peer| peer.misses.iter().any(|missed| missed == name);
+        let others: Vec<&Peer> = self.peers.iter().filter(counts).map(|(_, peer)| peer).collect();
+        let missing = others.iter().filter(|peer| is_heard(peer) && misses(peer)).count();
+        // Once dead, it is so until somebody hears it again: those who would miss it may be gone by then.
+        let is_missed_still =
+            peer.life == Life::Dead && !others.iter().any(|peer| is_heard(peer) && !misses(peer));
+        if others.is_empty() || missing * 2 > others.len() || is_missed_still {
+            Life::Dead
+        } else {
+            Life::Suspect
+        }
     }
 
     /// The instance that has this interface.

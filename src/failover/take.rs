@@ -21,30 +21,15 @@ pub(super) struct Claim {
     is_begun: bool,
     /// The first address was here: if it is not any more, somebody has taken it since.
     pub has_arrived: bool,
-    adoption: Adoption,
+    /// When the sessions are installed, or no longer waited for.
+    adopted_by: Instant,
     /// The peer that has offered it, and the offer's number.
     pub consent: Option<(String, u64)>,
 }
 
-/// Installing the sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Adoption {
-    Open,
-    Asked(Instant),
-    Done,
-}
-
 impl Claim {
     pub const fn new(why: Why, since: Instant) -> Self {
-        Self {
-            why,
-            since,
-            from: None,
-            is_begun: false,
-            has_arrived: false,
-            adoption: Adoption::Open,
-            consent: None,
-        }
+        Self { why, since, from: None, is_begun: false, has_arrived: false, adopted_by: since, consent: None }
     }
 
     pub const fn is_begun(&self) -> bool {
@@ -62,12 +47,21 @@ impl Tracked {
         if let Some((why, from)) = self.reason(view)
             && from <= view.now
         {
-            self.begin(Claim::new(why, view.now), out);
+            self.begin(Claim::new(why, view.now), view, out);
         }
     }
 
-    pub fn begin(&mut self, mut claim: Claim, out: &mut Out) {
+    /// Begins, with the sessions: they are to be there before the address is. What is known of a host that fell silent
+    /// is looked at once more, which gives a heartbeat that is only late the time to arrive.
+    pub fn begin(&mut self, mut claim: Claim, view: &View<'_>, out: &mut Out) {
         claim.from = self.association(self.definition.first()).map(|association| association.id.clone());
+        if claim.why != Why::Found {
+            claim.adopted_by = view.now + view.me.timing.heartbeat * 4;
+            out.actions.push_back(Action::Adopt { gateway: self.definition.name.clone() });
+        }
+        if claim.why == Why::Silence {
+            self.distrust(out);
+        }
         out.event(Event::TakingOver { gateway: self.definition.name.clone(), why: claim.why });
         self.claim = Some(claim);
         self.role = Role::Taking;
@@ -98,7 +92,7 @@ impl Tracked {
         let (why, consent) = (Why::HandOver(offer.why), Some((from.to_owned(), offer.number)));
         match &mut self.claim {
             Some(claim) if claim.is_begun => (claim.why, claim.consent) = (why, consent),
-            _ => self.begin(Claim { consent, ..Claim::new(why, view.now) }, out),
+            _ => self.begin(Claim { consent, ..Claim::new(why, view.now) }, view, out),
         }
         if self.host(view) != Host::Instance(from.to_owned()) {
             self.distrust(out);
@@ -212,10 +206,8 @@ impl Tracked {
                 return self.abandon(Abandoned::Lost, out);
             }
         }
-        if !self.adopt(view, out) {
-            return;
-        }
-        if self.is_hopeless(&first, view) {
+        // State first, address last; but a gateway does not wait long for its sessions.
+        if view.now < claim.adopted_by || self.is_hopeless(&first, view) {
             return;
         }
         let call = match association {
@@ -245,23 +237,10 @@ impl Tracked {
         }
     }
 
-    /// Has the sessions installed before the address comes; whether that is over. The gateway does not wait long.
-    fn adopt(&mut self, view: &View<'_>, out: &mut Out) -> bool {
-        let Some(claim) = &mut self.claim else { return true };
-        match claim.adoption {
-            Adoption::Done => true,
-            Adoption::Asked(until) => until <= view.now,
-            Adoption::Open => {
-                claim.adoption = Adoption::Asked(view.now + view.me.timing.heartbeat * 4);
-                out.actions.push_back(Action::Adopt { gateway: self.definition.name.clone() });
-                false
-            }
-        }
-    }
-
-    pub fn adopted(&mut self) {
+    /// The sessions are installed.
+    pub fn adopted(&mut self, now: Instant) {
         if let Some(claim) = &mut self.claim {
-            claim.adoption = Adoption::Done;
+            claim.adopted_by = now;
         }
     }
 

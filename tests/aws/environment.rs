@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::ec2::{ENI, Ec2};
 use crate::http::serve;
 use crate::imds;
+pub use crate::imds::tree_with_role as tree;
 use crate::reconcile::TIMING;
 
 /// Runs the child, against a metadata service that tells what `tree` does at that moment.
@@ -63,18 +64,6 @@ async fn credentials_that_expire_are_renewed() {
 fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     aws_sdk_ec2::primitives::DateTime::from_secs(seconds.try_into().unwrap()).to_string()
-}
-
-/// What the metadata service tells an instance with a role.
-pub fn tree() -> imds::Tree {
-    let mut tree = imds::tree();
-    let role = "iam/security-credentials/";
-    tree.insert(role.to_owned(), "egret".to_owned());
-    let credentials = r#"{"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
-        "AccessKeyId": "ASIAEXAMPLE", "SecretAccessKey": "secret", "Token": "token",
-        "Expiration": "2099-01-01T00:00:00Z"}"#;
-    tree.insert(format!("{role}egret"), credentials.to_owned());
-    tree
 }
 
 #[tokio::test]

@@ -1,95 +1,40 @@
 //! A fleet: daemons in a VPC, each with a metadata service of its own, and one EC2, whose routes and addresses are those
 //! by which packets really go.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tokio::sync::oneshot;
 
-use crate::ec2::{
-    ALL, ALLOCATION, ENI, Ec2, ElasticIp, Fault, Interface, OTHER_ALLOCATION, OTHER_ENI, OTHER_TABLE, TABLE,
-    Table, VPC,
-};
-use crate::environment;
-use crate::http::{serve, serve_at};
-use crate::imds::{self, Tree};
-use crate::lab::{
-    DEADLINE, Egret, Fabric, Failure, Host, INTERNET, Lab, Options, Process, Result, Transport, Web,
-    gateway_address, public_of_host, wait_for,
-};
+use crate::ec2::{ALL, ElasticIp, Fault};
+use crate::lab::{DEADLINE, Egret, Failure, Host, INTERNET, Process, Result, Transport, Web, wait_for};
+use crate::vpc::{ALLOCATIONS, KEY, NAMES, TABLES, Vpc, number};
 
-const ENIS: [&str; 3] = [ENI, OTHER_ENI, "eni-0aaaaaaaaaaaaaaa3"];
-const TABLES: [&str; 3] = [TABLE, OTHER_TABLE, "rtb-0aaaaaaaaaaaaaaa3"];
-const ALLOCATIONS: [&str; 3] = [ALLOCATION, OTHER_ALLOCATION, "eipalloc-0aaaaaaaaaaaaaaa3"];
-const NAMES: [&str; 3] = ["az-a", "az-b", "az-c"];
 const FALLBACK: &str = "nat-0123456789abcdef0";
-const KEY: &str = "4f1d5f5b0c9a4b60a5cf2d6a8f3b7c1e9d0e2f4a6b8c0d1e3f5a7b9c1d3e5f70";
-/// Where instances see whether they reach the internet.
-const PROBE: u16 = 7;
 /// What a take-over may take in all, silence included. A machine that is busy with other tests has its share in that.
 const BOUND: Duration = Duration::from_secs(15);
 
-/// The world, and what makes packets follow it.
+/// A fleet in its VPC.
 struct Site {
-    lab: Arc<Lab>,
-    ec2: Arc<Mutex<Ec2>>,
-    trees: Vec<Arc<Mutex<Tree>>>,
-    endpoints: (String, Vec<String>),
     instances: Vec<Option<Egret>>,
     _web: Web,
-    ends: Arc<AtomicBool>,
-    fabric: Option<JoinHandle<()>>,
-    stubs: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+    vpc: Vpc,
+}
+
+impl std::ops::Deref for Site {
+    type Target = Vpc;
+
+    fn deref(&self) -> &Vpc {
+        &self.vpc
+    }
 }
 
 impl Site {
     /// With so many instances, none of which runs yet.
     fn new(count: usize) -> Result<Self> {
-        let gateways = u8::try_from(count)?;
-        let lab = Arc::new(Lab::new(Options { gateways, ..Options::default() })?);
-        let web = Web::start(lab.internet(), 80)?;
-        let ec2 = Arc::new(Mutex::new(world(count)));
-        let mut stubs = Vec::new();
-        let stub = Arc::clone(&ec2);
-        let (address, ec2_stub) = in_namespace(lab.router(), move || {
-            serve_at("10.0.0.1:0", move |request| stub.lock().unwrap().answer(request))
-        })?;
-        stubs.push(ec2_stub);
-        let ec2_endpoint = format!("http://{address}");
-        let (mut trees, mut imds_endpoints) = (Vec::new(), Vec::new());
-        for index in 0..count {
-            let host = lab.gateway(number(index));
-            let mac = imds::MAC.map(|octet| format!("{octet:02x}")).join(":");
-            host.run(&format!("ip link set ens5 address {mac}"))?;
-            let tree = Arc::new(Mutex::new(tree(index)));
-            trees.push(Arc::clone(&tree));
-            let (address, stub) =
-                in_namespace(host, move || serve(move |request| imds::answer(&tree.lock().unwrap(), request)))?;
-            imds_endpoints.push(format!("http://{address}"));
-            stubs.push(stub);
-        }
-        let ends = Arc::new(AtomicBool::new(false));
-        let fabric = follow(&lab, &ec2, &ends);
-        Ok(Self {
-            lab,
-            ec2,
-            trees,
-            endpoints: (ec2_endpoint, imds_endpoints),
-            instances: (0..count).map(|_| None).collect(),
-            _web: web,
-            ends,
-            fabric: Some(fabric),
-            stubs,
-        })
+        let vpc = Vpc::new(count, false)?;
+        let web = Web::start(vpc.lab.internet(), 80)?;
+        Ok(Self { instances: (0..count).map(|_| None).collect(), _web: web, vpc })
     }
 
     /// With all instances up, each of which has its home gateway.
@@ -113,19 +58,8 @@ impl Site {
     }
 
     fn start(&mut self, index: usize, toml: &str) -> Result {
-        let wrapper = [
-            "env".to_owned(),
-            "HOME=/nonexistent".to_owned(),
-            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT={}", self.endpoints.1[index]),
-            format!("AWS_ENDPOINT_URL_EC2={}", self.endpoints.0),
-        ];
-        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
-        self.instances[index] = Some(Egret::spawn_under(self.host(index), toml, &wrapper)?);
+        self.instances[index] = Some(self.vpc.spawn(index, toml)?);
         Ok(())
-    }
-
-    fn host(&self, index: usize) -> &Host {
-        self.lab.gateway(number(index))
     }
 
     fn egret(&self, index: usize) -> &Egret {
@@ -135,27 +69,6 @@ impl Site {
     /// As an operator would write it, with a shorter hold-down.
     fn config(&self, index: usize) -> String {
         self.config_with(index, KEY, "hold_down = \"5s\"")
-    }
-
-    fn config_with(&self, index: usize, key: &str, more: &str) -> String {
-        let file = self.lab.directory().join(format!("peer-{index}.key"));
-        std::fs::write(&file, key).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let peer = |other: usize| {
-            let address = gateway_address(number(other));
-            format!("{{ gateway = \"{}\", address = \"{address}:7946\" }}", NAMES[other])
-        };
-        let peers: Vec<String> = (0..self.trees.len()).filter(|other| *other != index).map(peer).collect();
-        format!(
-            "[aws]\nroute_tables = [\"{}\"]\nelastic_ips = [\"{}\"]\n\n[failover]\ngateway = \"{}\"\nkey_file = \"{}\"\n\
-             listen = \"{}:7946\"\npeers = [{}]\negress_probes = [\"{INTERNET}:80\", \"{INTERNET}:{PROBE}\"]\n{more}\n",
-            TABLES[index],
-            ALLOCATIONS[index],
-            NAMES[index],
-            file.display(),
-            gateway_address(number(index)),
-            peers.join(", ")
-        )
     }
 
     /// What an instance says of its fleet.
@@ -186,14 +99,6 @@ impl Site {
         self.wait(&format!("{} to be active at {}", NAMES[gateway], NAMES[index]), |site| {
             Ok(site.gateway(index, gateway)["role"] == "active")
         })
-    }
-
-    /// Whose a gateway is at EC2: its Elastic IP and its route.
-    fn at_ec2(&self, gateway: usize) -> (Option<usize>, Option<usize>) {
-        let ec2 = self.ec2.lock().unwrap();
-        let whose = |eni: &str| ENIS.iter().position(|known| *known == eni);
-        let address = ec2.used(ALLOCATIONS[gateway]).and_then(|(eni, _)| whose(eni));
-        (address, ec2.route(TABLES[gateway], "0.0.0.0/0").and_then(whose))
     }
 
     /// Waits until a gateway is an instance's at EC2, and packets go that way; gives how long that was.
@@ -251,109 +156,6 @@ impl Site {
              iifname \"{name}\" oifname \"internet\" drop\n }}\n}}\n"
         ))
     }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        self.instances.clear();
-        self.ends.store(true, Ordering::Relaxed);
-        if let Some(fabric) = self.fabric.take() {
-            let _ = fabric.join();
-        }
-        for (stop, thread) in self.stubs.drain(..) {
-            drop(stop);
-            let _ = thread.join();
-        }
-    }
-}
-
-fn number(index: usize) -> u8 {
-    u8::try_from(index + 1).expect("few")
-}
-
-/// For each instance an interface, a route table and an Elastic IP that is free.
-fn world(count: usize) -> Ec2 {
-    let mut ec2 = Ec2::new();
-    ec2.world.interfaces.clear();
-    ec2.world.tables.clear();
-    ec2.world.elastic_ips.clear();
-    for index in 0..count {
-        let interface = Interface { check: true, addresses: vec![gateway_address(number(index))] };
-        ec2.world.interfaces.insert(ENIS[index].to_owned(), interface);
-        let local = ("10.0.0.0/16".to_owned(), "local".to_owned(), true);
-        let table = Table { vpc: VPC.to_owned(), tags: BTreeMap::new(), routes: vec![local] };
-        ec2.world.tables.insert(TABLES[index].to_owned(), table);
-        let public = Ipv4Addr::new(203, 0, 113, 6 + number(index));
-        let free = ElasticIp { public, used: None, associations: 0 };
-        ec2.world.elastic_ips.insert(ALLOCATIONS[index].to_owned(), free);
-    }
-    ec2
-}
-
-/// The metadata of an instance, whose primary address has a public one of its own.
-fn tree(index: usize) -> Tree {
-    let mut tree = environment::tree();
-    tree.retain(|path, _| !path.contains("ipv4-associations"));
-    let (private, public) = (gateway_address(number(index)), public_of_host(number(index)));
-    let interface = imds::INTERFACE;
-    for (path, text) in [
-        (format!("{interface}/interface-id"), ENIS[index].to_owned()),
-        (format!("{interface}/local-ipv4s"), private.to_string()),
-        (format!("{interface}/public-ipv4s"), public.to_string()),
-        (format!("{interface}/ipv4-associations/{public}"), private.to_string()),
-        ("instance-id".to_owned(), format!("i-0123456789abcdef{index}")),
-    ] {
-        tree.insert(path, text);
-    }
-    tree
-}
-
-/// A server in a host's namespace, and its address.
-fn in_namespace<F: Future<Output = std::net::SocketAddr>>(
-    host: &Host,
-    serve: impl FnOnce() -> F + Send + 'static,
-) -> Result<(std::net::SocketAddr, (oneshot::Sender<()>, JoinHandle<()>))> {
-    let namespace = File::open(format!("/run/netns/{}", host.namespace))?;
-    let (stop, stopped) = oneshot::channel();
-    let (told, address) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            told.send(serve().await).unwrap();
-            let _ = stopped.await;
-        });
-    });
-    Ok((address.recv_timeout(DEADLINE)?, (stop, thread)))
-}
-
-/// Has packets go as EC2's route tables and addresses say.
-fn follow(lab: &Arc<Lab>, ec2: &Arc<Mutex<Ec2>>, ends: &Arc<AtomicBool>) -> JoinHandle<()> {
-    let (lab, ec2, ends) = (Arc::clone(lab), Arc::clone(ec2), Arc::clone(ends));
-    std::thread::spawn(move || {
-        let mut applied = None;
-        while !ends.load(Ordering::Relaxed) {
-            let fabric = fabric(&ec2.lock().unwrap());
-            // Not while a link is down that a route is by.
-            if applied.as_ref() != Some(&fabric) && fabric.apply(&lab).is_ok() {
-                applied = Some(fabric);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    })
-}
-
-fn fabric(ec2: &Ec2) -> Fabric {
-    let whose = |eni: &str| ENIS.iter().position(|known| *known == eni).map(number);
-    let routes = (0..2).map(|index| {
-        let table = ec2.world.tables.contains_key(TABLES[index]).then(|| ec2.route(TABLES[index], "0.0.0.0/0"));
-        (number(index), table.flatten().and_then(whose))
-    });
-    let used = |ip: &ElasticIp| {
-        let (eni, private) = ip.used.as_ref()?;
-        Some((ip.public, (whose(eni)?, *private)))
-    };
-    Fabric { routes: routes.collect(), addresses: ec2.world.elastic_ips.values().filter_map(used).collect() }
 }
 
 /// A ping that goes on, and what it has lost.

@@ -36,6 +36,18 @@ pub fn tree() -> Tree {
     tree
 }
 
+/// What the metadata service tells an instance with a role.
+pub fn tree_with_role() -> Tree {
+    let mut tree = tree();
+    let role = "iam/security-credentials/";
+    tree.insert(role.to_owned(), "egret".to_owned());
+    let credentials = r#"{"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
+        "AccessKeyId": "ASIAEXAMPLE", "SecretAccessKey": "secret", "Token": "token",
+        "Expiration": "2099-01-01T00:00:00Z"}"#;
+    tree.insert(format!("{role}egret"), credentials.to_owned());
+    tree
+}
+
 pub fn answer(tree: &Tree, request: &Request) -> Answer {
     if request.path == "/latest/api/token" {
         return match (request.method.as_str(), request.header("x-aws-ec2-metadata-token-ttl-seconds")) {

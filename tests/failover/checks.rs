@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use egret::failover::{Call, Done, Gateway, Host, Observation, Planned, Role, Why};
+use egret::failover::{Call, Done, Gateway, Host, Life, Observation, Planned, Role, Why};
 use egret::time::Instant;
 
 use crate::ec2::Ec2;
@@ -175,6 +175,11 @@ impl Checks {
         None
     }
 
+    /// Whether the last fault, or the end of one, is so long ago that everybody has noticed.
+    fn is_noticed(&self, now: Instant) -> bool {
+        self.last_fault.is_none_or(|at| now - at > NOTICED)
+    }
+
     fn of_first(&self, allocation: &str) -> Option<String> {
         self.gateways
             .iter()
@@ -184,6 +189,29 @@ impl Checks {
 }
 
 impl World {
+    /// Somebody begins to take a gateway because its host is silent. That host must not be one that most of those hear
+    /// who count for the taker: all that are not dead to it.
+    pub fn lacks_majority(&self, taker: usize, gateway: &str) -> Option<String> {
+        let index = self.nodes.iter().position(|node| node.config.home.name == gateway)?;
+        // As it believes; it looks once more before it does anything.
+        let Host::Instance(host) = self.gateway(taker, index).host else { return None };
+        let host = self.nodes.iter().position(|node| node.config.home.name == host)?;
+        let counts =
+            |other: &usize| *other != host && *other != taker && self.peer(taker, *other).life != Life::Dead;
+        let others: Vec<usize> = (0..self.nodes.len()).filter(counts).collect();
+        let runs = |index: usize| self.nodes[index].fleet.is_some() && !self.nodes[index].is_paused;
+        let hears = |other: &&usize| {
+            let way = (host, **other);
+            runs(**other) && runs(host) && self.net.is_up(way) && !self.net.is_way_cut(way)
+        };
+        let hearing = others.iter().filter(hears).count();
+        let is_minority = self.checks.is_noticed(self.now) && hearing > 0 && hearing * 2 >= others.len();
+        is_minority.then(|| {
+            let taker = &self.nodes[taker].config.home.name;
+            format!("{taker} takes {gateway} from {host}, which {hearing} of {} others hear", others.len())
+        })
+    }
+
     /// What is not as it should be once all is quiet: every gateway is whole at one living instance, all of the living
     /// agree on which, and what they think is true.
     pub fn unsettled(&self) -> Option<String> {
@@ -229,6 +257,9 @@ impl World {
         None
     }
 }
+
+/// More than death takes to be noticed, and a connection to be made anew.
+const NOTICED: Duration = Duration::from_secs(6);
 
 /// How long after a fault what happens may be its consequence: what is silent needs to be noticed, calls fail and are
 /// tried again at growing intervals, and heirs wait for their turns.

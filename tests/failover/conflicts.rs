@@ -1,8 +1,8 @@
 //! Peers that contradict: refused with a reason, and nothing is done for them.
 
 use egret::failover::{
-    Action, Config, ConfigError, Event, Failback, Fleet, Gateway, Health, Heartbeat, Hello, Message, Offer,
-    Planned, Refusal, Reply, Timing, Unwilling, VERSION,
+    Action, Answer, CallId, Config, ConfigError, Done, Event, Failback, Fleet, Gateway, Health, Heartbeat,
+    Hello, Message, Observation, Offer, Planned, Refusal, Reply, Timing, Unwilling, VERSION,
 };
 use egret::time::Instant;
 
@@ -246,4 +246,40 @@ fn message_that_is_too_large_or_misshapen_is_not_believed() {
     assert!(heartbeat(vec!["../etc".to_owned()]).check().is_err());
     let offer = Offer { gateway: String::new(), number: 1, why: Planned::Operator };
     assert!(Message::Offer(offer).check().is_err());
+}
+
+#[test]
+fn answers_that_nobody_waits_for_change_nothing() {
+    let mut fleet = fleet();
+    fleet.handle_up(NOW, "az-b", hello('b'));
+    let observe = std::iter::from_fn(|| fleet.poll_action()).find_map(|action| match action {
+        Action::Observe { id, .. } => Some(id),
+        _ => None,
+    });
+    let before = fleet.status(NOW);
+    let reply = Answer { gateway: "az-a".to_owned(), number: 9, reply: Reply::Accepted };
+    fleet.handle_message(NOW, "az-b", Message::Answer(reply));
+    fleet.handle_message(NOW, "az-z", Message::Hello(hello('z')));
+    fleet.handle_outcome(NOW, CallId(77), Ok(Done::Disassociated));
+    fleet.handle_observation(NOW, CallId(77), Ok(Vec::new()));
+    fleet.handle_adopted(NOW, "az-a");
+    fleet.handle_adopted(NOW, "az-z");
+    fleet.handle_down(NOW, "az-z");
+    // An observation of gateways that it was not asked for, and of none that it was.
+    let stranger = Observation { gateway: "az-z".to_owned(), addresses: Vec::new(), routes: Vec::new() };
+    fleet.handle_observation(NOW, observe.unwrap(), Ok(vec![stranger]));
+    let after = fleet.status(NOW);
+    assert_eq!(after.gateways, before.gateways);
+    assert_eq!(after.peers, before.peers);
+    assert!(std::iter::from_fn(|| fleet.poll_action()).all(|action| matches!(action, Action::Send { .. })));
+}
+
+#[test]
+fn events_that_nobody_fetches_are_bounded_and_counted() {
+    let mut fleet = fleet();
+    for _ in 0..2_000 {
+        fleet.handle_up(NOW, "az-z", hello('z'));
+    }
+    assert_eq!(std::iter::from_fn(|| fleet.poll_event()).count(), 1_024);
+    assert_eq!(fleet.events_lost(), 2_000 - 1_024);
 }

@@ -101,11 +101,9 @@ impl Net {
     /// When something that is sent now arrives, if the way is open.
     pub fn arrival(&mut self, now: Instant, way: Way, chance: &mut Chance) -> Instant {
         let mut after = self.quality.delay + chance.between(Duration::ZERO, self.quality.jitter);
-        let mut timeout = RETRANSMIT;
-        while chance.permille(self.quality.loss) && timeout < GIVE_UP {
+        while chance.permille(self.quality.loss) && after < GIVE_UP {
             self.lost += 1;
-            after += timeout;
-            timeout *= 2;
+            after += RETRANSMIT + self.quality.delay + chance.between(Duration::ZERO, self.quality.jitter);
         }
         self.latest = self.latest.max(after);
         let last = self.last.entry(way).or_default();
@@ -118,7 +116,8 @@ pub fn ends((a, b): Way) -> Way {
     (a.min(b), a.max(b))
 }
 
-/// The least retransmission timeout of Linux.
-const RETRANSMIT: Duration = Duration::from_millis(200);
+/// What it takes to notice a loss: the next heartbeat, whose acknowledgement shows the gap (RFC 8985), or a linear
+/// timeout (`TCP_THIN_LINEAR_TIMEOUTS`).
+const RETRANSMIT: Duration = Duration::from_millis(250);
 /// `TCP_USER_TIMEOUT`.
 pub const GIVE_UP: Duration = Duration::from_secs(4);

@@ -386,6 +386,11 @@ impl World {
         self.ec2.change(self.now, eni, &Call::Associate { allocation: first }).unwrap();
     }
 
+    /// An instance is given another configuration, and goes on.
+    pub fn configure(&mut self, index: usize, config: Config) {
+        self.with(index, |fleet, now| fleet.handle_config(now, config).unwrap());
+    }
+
     /// Calls a fleet that runs and is not paused.
     pub fn with(&mut self, index: usize, call: impl FnOnce(&mut Fleet, Instant)) {
         let local = self.local(index);
@@ -564,6 +569,10 @@ impl World {
             }
             if let Event::TakingOver { gateway, why } = &event {
                 self.nodes[index].why.insert(gateway.clone(), *why);
+                if *why == Why::Silence {
+                    let wrong = self.lacks_majority(index, gateway);
+                    self.accuse(wrong);
+                }
             }
             self.nodes[index].events.push((self.now, event));
         }

@@ -1,0 +1,233 @@
+//! A VPC with several instances: each has a metadata service of its own, all have one EC2, and packets really go as its
+//! route tables and addresses say. Shared by the tests of failover, its demo, and a bench.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::oneshot;
+
+use crate::ec2::{
+    ALLOCATION, ENI, Ec2, ElasticIp, Interface, OTHER_ALLOCATION, OTHER_ENI, OTHER_TABLE, TABLE, Table, VPC,
+};
+use crate::http::{serve, serve_at};
+use crate::imds::{self, Tree};
+use crate::lab::{
+    DEADLINE, Egret, Fabric, Host, INTERNET, Lab, Options, Result, gateway_address, public_of_host,
+};
+
+pub const ENIS: [&str; 3] = [ENI, OTHER_ENI, "eni-0aaaaaaaaaaaaaaa3"];
+pub const TABLES: [&str; 3] = [TABLE, OTHER_TABLE, "rtb-0aaaaaaaaaaaaaaa3"];
+pub const ALLOCATIONS: [&str; 3] = [ALLOCATION, OTHER_ALLOCATION, "eipalloc-0aaaaaaaaaaaaaaa3"];
+/// Of the instances, which are those of their home gateways.
+pub const NAMES: [&str; 3] = ["az-a", "az-b", "az-c"];
+pub const KEY: &str = "4f1d5f5b0c9a4b60a5cf2d6a8f3b7c1e9d0e2f4a6b8c0d1e3f5a7b9c1d3e5f70";
+
+/// See the module.
+pub struct Vpc {
+    pub lab: Arc<Lab>,
+    pub ec2: Arc<Mutex<Ec2>>,
+    /// What each instance's metadata service tells.
+    pub trees: Vec<Arc<Mutex<Tree>>>,
+    /// EC2's, and each instance's metadata service's.
+    endpoints: (String, Vec<String>),
+    ends: Arc<AtomicBool>,
+    fabric: Option<JoinHandle<()>>,
+    changes: Arc<Mutex<Vec<(Instant, Fabric)>>>,
+    stubs: Vec<Stub>,
+}
+
+type Stub = (oneshot::Sender<()>, JoinHandle<()>);
+
+impl Vpc {
+    /// With so many instances, from 2 to 3, on which nothing runs yet; `quiet` as for a lab.
+    pub fn new(count: usize, quiet: bool) -> Result<Self> {
+        let gateways = u8::try_from(count)?;
+        let lab = Arc::new(Lab::new(Options { gateways, quiet, ..Options::default() })?);
+        let ec2 = Arc::new(Mutex::new(world(count)));
+        let mut stubs = Vec::new();
+        let stub = Arc::clone(&ec2);
+        let (address, ec2_stub) = in_namespace(lab.router(), move || {
+            serve_at("10.0.0.1:0", move |request| stub.lock().unwrap().answer(request))
+        })?;
+        stubs.push(ec2_stub);
+        let ec2_endpoint = format!("http://{address}");
+        let (mut trees, mut imds_endpoints) = (Vec::new(), Vec::new());
+        for index in 0..count {
+            let host = lab.gateway(number(index));
+            let mac = imds::MAC.map(|octet| format!("{octet:02x}")).join(":");
+            host.run(&format!("ip link set ens5 address {mac}"))?;
+            let tree = Arc::new(Mutex::new(tree(index)));
+            trees.push(Arc::clone(&tree));
+            let (address, stub) =
+                in_namespace(host, move || serve(move |request| imds::answer(&tree.lock().unwrap(), request)))?;
+            imds_endpoints.push(format!("http://{address}"));
+            stubs.push(stub);
+        }
+        let (ends, changes) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let fabric = Some(follow(&lab, &ec2, &ends, &changes));
+        Ok(Self { lab, ec2, trees, endpoints: (ec2_endpoint, imds_endpoints), ends, fabric, changes, stubs })
+    }
+
+    /// Starts the daemon on an instance.
+    pub fn spawn(&self, index: usize, toml: &str) -> Result<Egret> {
+        let wrapper = [
+            "env".to_owned(),
+            "HOME=/nonexistent".to_owned(),
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT={}", self.endpoints.1[index]),
+            format!("AWS_ENDPOINT_URL_EC2={}", self.endpoints.0),
+        ];
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        Egret::spawn_under(self.lab.gateway(number(index)), toml, &wrapper)
+    }
+
+    /// The configuration of an instance with a gateway of its own, with `more` lines in its `[failover]` table.
+    pub fn config_with(&self, index: usize, key: &str, more: &str) -> String {
+        let file = self.lab.directory().join(format!("peer-{index}.key"));
+        std::fs::write(&file, key).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let peer = |other: usize| {
+            let address = gateway_address(number(other));
+            format!("{{ gateway = \"{}\", address = \"{address}:7946\" }}", NAMES[other])
+        };
+        let peers: Vec<String> = (0..self.trees.len()).filter(|other| *other != index).map(peer).collect();
+        format!(
+            "[aws]\nroute_tables = [\"{}\"]\nelastic_ips = [\"{}\"]\n\n[failover]\ngateway = \"{}\"\nkey_file = \"{}\"\n\
+             listen = \"{}:7946\"\npeers = [{}]\negress_probes = [\"{INTERNET}:80\", \"{INTERNET}:7\"]\n{more}\n",
+            TABLES[index],
+            ALLOCATIONS[index],
+            NAMES[index],
+            file.display(),
+            gateway_address(number(index)),
+            peers.join(", ")
+        )
+    }
+
+    /// Whose a gateway is at EC2: its Elastic IP and its route.
+    pub fn at_ec2(&self, gateway: usize) -> (Option<usize>, Option<usize>) {
+        let ec2 = self.ec2.lock().unwrap();
+        let whose = |eni: &str| ENIS.iter().position(|known| *known == eni);
+        let address = ec2.used(ALLOCATIONS[gateway]).and_then(|(eni, _)| whose(eni));
+        (address, ec2.route(TABLES[gateway], "0.0.0.0/0").and_then(whose))
+    }
+
+    /// How packets went, since each of these moments.
+    pub fn changes(&self) -> Vec<(Instant, Fabric)> {
+        self.changes.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Vpc {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(fabric) = self.fabric.take() {
+            let _ = fabric.join();
+        }
+        for (stop, thread) in self.stubs.drain(..) {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The number that the lab has for an instance.
+pub fn number(index: usize) -> u8 {
+    u8::try_from(index + 1).expect("few")
+}
+
+/// For each instance an interface, a route table and an Elastic IP that is free.
+fn world(count: usize) -> Ec2 {
+    let mut ec2 = Ec2::new();
+    ec2.world.interfaces.clear();
+    ec2.world.tables.clear();
+    ec2.world.elastic_ips.clear();
+    for index in 0..count {
+        let interface = Interface { check: true, addresses: vec![gateway_address(number(index))] };
+        ec2.world.interfaces.insert(ENIS[index].to_owned(), interface);
+        let local = ("10.0.0.0/16".to_owned(), "local".to_owned(), true);
+        let table = Table { vpc: VPC.to_owned(), tags: BTreeMap::new(), routes: vec![local] };
+        ec2.world.tables.insert(TABLES[index].to_owned(), table);
+        let public = Ipv4Addr::new(203, 0, 113, 6 + number(index));
+        let free = ElasticIp { public, used: None, associations: 0 };
+        ec2.world.elastic_ips.insert(ALLOCATIONS[index].to_owned(), free);
+    }
+    ec2
+}
+
+/// The metadata of an instance, whose primary address has a public one of its own.
+fn tree(index: usize) -> Tree {
+    let mut tree = imds::tree_with_role();
+    tree.retain(|path, _| !path.contains("ipv4-associations"));
+    let (private, public) = (gateway_address(number(index)), public_of_host(number(index)));
+    let interface = imds::INTERFACE;
+    for (path, text) in [
+        (format!("{interface}/interface-id"), ENIS[index].to_owned()),
+        (format!("{interface}/local-ipv4s"), private.to_string()),
+        (format!("{interface}/public-ipv4s"), public.to_string()),
+        (format!("{interface}/ipv4-associations/{public}"), private.to_string()),
+        ("instance-id".to_owned(), format!("i-0123456789abcdef{index}")),
+    ] {
+        tree.insert(path, text);
+    }
+    tree
+}
+
+/// A server in a host's namespace, and its address.
+fn in_namespace<F: Future<Output = SocketAddr>>(
+    host: &Host,
+    serve: impl FnOnce() -> F + Send + 'static,
+) -> Result<(SocketAddr, Stub)> {
+    let namespace = File::open(format!("/run/netns/{}", host.namespace))?;
+    let (stop, stopped) = oneshot::channel();
+    let (told, address) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            told.send(serve().await).unwrap();
+            let _ = stopped.await;
+        });
+    });
+    Ok((address.recv_timeout(DEADLINE)?, (stop, thread)))
+}
+
+/// Has packets go as EC2's route tables and addresses say.
+fn follow(
+    lab: &Arc<Lab>,
+    ec2: &Arc<Mutex<Ec2>>,
+    ends: &Arc<AtomicBool>,
+    changes: &Arc<Mutex<Vec<(Instant, Fabric)>>>,
+) -> JoinHandle<()> {
+    let (lab, ec2, ends, changes) = (Arc::clone(lab), Arc::clone(ec2), Arc::clone(ends), Arc::clone(changes));
+    std::thread::spawn(move || {
+        let mut applied = None;
+        while !ends.load(Ordering::Relaxed) {
+            let fabric = fabric(&ec2.lock().unwrap());
+            // Not while a link is down that a route is by.
+            if applied.as_ref() != Some(&fabric) && fabric.apply(&lab).is_ok() {
+                changes.lock().unwrap().push((Instant::now(), fabric.clone()));
+                applied = Some(fabric);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    })
+}
+
+fn fabric(ec2: &Ec2) -> Fabric {
+    let whose = |eni: &str| ENIS.iter().position(|known| *known == eni).map(number);
+    let routes = (0..2).map(|index| {
+        let table = ec2.world.tables.contains_key(TABLES[index]).then(|| ec2.route(TABLES[index], "0.0.0.0/0"));
+        (number(index), table.flatten().and_then(whose))
+    });
+    let used = |ip: &ElasticIp| {
+        let (eni, private) = ip.used.as_ref()?;
+        Some((ip.public, (whose(eni)?, *private)))
+    };
+    Fabric { routes: routes.collect(), addresses: ec2.world.elastic_ips.values().filter_map(used).collect() }
+}
