@@ -8,7 +8,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table};
 use tokio::time::Instant as Clock;
 
 use super::model::{Model, Rates};
-use crate::admin::{Measure, Status, TalkerReport, TargetReport};
+use crate::admin::{GatewayReport, Measure, Status, TalkerReport, TargetReport};
 use crate::cli::text::{bytes, count, duration, scaled};
 
 /// Draws all of it.
@@ -175,8 +175,13 @@ fn draw_talkers(
     frame.render_widget(table, area);
 }
 
+/// What there is beside NAT: gateways, and listeners with their targets.
 fn listeners(status: &Status) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
+    if let Some(fleet) = &status.fleet {
+        lines.push(Line::from(format!("gateways, {} is {}", fleet.name, fleet.health)).style(TITLE));
+        lines.extend(fleet.gateways.iter().map(gateway));
+    }
     for listener in &status.listeners {
         let title = format!("{} on {}, {} connections", listener.name, listener.listen, listener.connections);
         lines.push(Line::from(title).style(TITLE));
@@ -186,6 +191,22 @@ fn listeners(status: &Status) -> Vec<Line<'static>> {
         lines.extend(targets.into_iter().map(target));
     }
     lines
+}
+
+fn gateway(gateway: &GatewayReport) -> Line<'static> {
+    let GatewayReport { gateway, host, role, since_seconds, trouble, .. } = gateway;
+    let color = match role.as_str() {
+        "active" => Color::Green,
+        "standby" => Color::Reset,
+        _ => Color::Yellow,
+    };
+    let host = host.as_deref().unwrap_or("nobody");
+    let since = since_seconds.map(duration).unwrap_or_default();
+    Line::from(vec![
+        Span::raw(format!("  {gateway:<22}")),
+        Span::styled(format!("{role:<10}"), Style::new().fg(color)),
+        Span::raw(format!("host {host} {since:>6}  {}", trouble.as_deref().unwrap_or_default())),
+    ])
 }
 
 fn target(target: &TargetReport) -> Line<'static> {

@@ -8,7 +8,7 @@ use ratatui::crossterm::event::KeyCode;
 
 use super::*;
 use crate::admin::client::Error;
-use crate::admin::{TalkersOf, TalkersReport, TrafficReport};
+use crate::admin::{FleetReport, TalkersOf, TalkersReport, TrafficReport};
 use crate::cli::status::tests::status;
 
 fn talkers() -> TalkersReport {
@@ -119,6 +119,32 @@ fn keys_choose_by_what_and_since_when_talkers_are_ranked() {
     assert!(model.press(KeyCode::Char('s')), "another ranking has to be asked for");
     assert_eq!(model.by(), Measure::Sessions);
     assert_has(&screen(&model, 80, 24), &["sessions    bytes"]);
+}
+
+#[test]
+fn gateways_are_shown_with_their_hosts() {
+    let gateway = |name: &str, role: &str, host: Option<&str>| GatewayReport {
+        gateway: name.to_owned(),
+        role: role.to_owned(),
+        host: host.map(str::to_owned),
+        since_seconds: Some(312.0),
+        ..GatewayReport::default()
+    };
+    let fleet = FleetReport {
+        name: "az-a".to_owned(),
+        health: "well".to_owned(),
+        gateways: vec![gateway("az-a", "active", Some("az-a")), gateway("az-b", "taking", None)],
+        ..FleetReport::default()
+    };
+    let mut model = Model::default();
+    let status = Status { fleet: Some(fleet), ready: true, not_ready: Vec::new(), ..status() };
+    model.take_in(Clock::now(), Ok((status, talkers())));
+    let expected = [
+        "gateways, az-a is well",
+        "  az-a                  active    host az-a 5m 12s",
+        "  az-b                  taking    host nobody 5m 12s",
+    ];
+    assert_has(&screen(&model, 80, 24), &expected);
 }
 
 #[test]
