@@ -109,6 +109,10 @@ pub struct Node {
     pub active: BTreeMap<String, Vec<Held>>,
     pub knowledge: BTreeMap<String, Knowledge>,
     pub ids: BTreeSet<String>,
+    /// When it asked for the observation in flight.
+    asked: BTreeMap<CallId, Instant>,
+    /// Which gateways its calls in flight are about.
+    calls: BTreeMap<CallId, String>,
     pub why: BTreeMap<String, Why>,
     pub events: Vec<(Instant, Event)>,
     pub looks: u64,
@@ -120,6 +124,7 @@ enum Input {
     Up(String, Box<Hello>),
     Down(String),
     Message(String, Message),
+    /// With what moment it shows.
     Observed(CallId, Instant, Result<Vec<Observation>, CallError>),
     Outcome(CallId, Call, Result<Done, CallError>),
     Adopted(String),
@@ -190,6 +195,8 @@ impl World {
                 active: BTreeMap::new(),
                 knowledge: BTreeMap::new(),
                 ids: BTreeSet::new(),
+                asked: BTreeMap::new(),
+                calls: BTreeMap::new(),
                 why: BTreeMap::new(),
                 events: Vec::new(),
                 looks: 0,
@@ -259,6 +266,8 @@ impl World {
         node.active.clear();
         node.knowledge.clear();
         node.ids.clear();
+        node.asked.clear();
+        node.calls.clear();
         for peer in 0..self.nodes.len() {
             if peer != index && !self.net.is_cut((index, peer)) && self.net.disconnect((index, peer)) {
                 self.tell_down(peer, index);
@@ -281,6 +290,8 @@ impl World {
         node.active.clear();
         node.knowledge.clear();
         node.ids.clear();
+        node.asked.clear();
+        node.calls.clear();
         let eni = node.config.eni.clone();
         self.ec2.terminate(self.now, &eni);
         self.checks.fault(self.now);
@@ -378,12 +389,17 @@ impl World {
         result
     }
 
+    /// Somebody by hand: the first address goes to nobody.
+    pub fn disassociate(&mut self, gateway: usize) {
+        let held = self.ec2.truth.addresses[&self.definition(gateway).allocations[0]].clone().unwrap();
+        self.ec2.change(self.now, &held.eni, &Call::Disassociate { association: held.id }).unwrap();
+    }
+
     /// Somebody by hand: the first address goes to this interface.
     pub fn reassociate(&mut self, gateway: usize, eni: &str) {
-        let first = self.definition(gateway).allocations[0].clone();
-        let held = self.ec2.truth.addresses[&first].clone().unwrap();
-        self.ec2.change(self.now, eni, &Call::Disassociate { association: held.id }).unwrap();
-        self.ec2.change(self.now, eni, &Call::Associate { allocation: first }).unwrap();
+        self.disassociate(gateway);
+        let allocation = self.definition(gateway).allocations[0].clone();
+        self.ec2.change(self.now, eni, &Call::Associate { allocation }).unwrap();
     }
 
     /// An instance is given another configuration, and goes on.
@@ -540,8 +556,20 @@ impl World {
             return;
         }
         match &input {
-            Input::Observed(_, at, Ok(seen)) => Checks::observed(node, *at, seen),
-            Input::Outcome(_, call, Ok(done)) => self.checks.done(node, self.now, call, done),
+            Input::Observed(id, at, Ok(seen)) => {
+                let asked = node.asked.get(id).copied().unwrap_or_default();
+                Checks::observed(node, asked, *at, seen);
+            }
+            Input::Outcome(id, call, outcome) => {
+                if let Some(gateway) = node.calls.remove(id)
+                    && *outcome != Err(CallError::NotMade)
+                {
+                    Checks::wrote(node, self.now, &gateway);
+                }
+                if let Ok(done) = outcome {
+                    self.checks.done(node, self.now, call, done);
+                }
+            }
             _ => {}
         }
         let Some(fleet) = &mut node.fleet else { return };
@@ -609,12 +637,17 @@ impl World {
                 }
             }
             Action::Observe { id, gateways } => {
-                self.nodes[index].looks += 1;
+                let node = &mut self.nodes[index];
+                node.looks += 1;
+                // One is in flight at a time.
+                node.asked = [(id, self.now)].into();
                 let after = self.chance.between(Duration::ZERO, Duration::from_millis(3));
                 self.schedule(after, Happening::Begin(index, life, Job::Observe(id, gateways)));
             }
             Action::Call { id, gateway, call, begin_by } => {
                 self.nodes[index].changes += 1;
+                self.nodes[index].calls.insert(id, gateway.clone());
+                Checks::wrote(&mut self.nodes[index], self.now, &gateway);
                 let wrong = self.checks.called(&self.nodes[index], &gateway, &call);
                 self.accuse(wrong);
                 let after = self.chance.between(Duration::ZERO, Duration::from_millis(3));
@@ -628,6 +661,8 @@ impl World {
                 self.schedule(after, Happening::Input(index, life, Input::Adopted(gateway)));
             }
             Action::Active { gateway, addresses } => {
+                let wrong = Checks::active(&self.nodes[index], &gateway);
+                self.accuse(wrong);
                 self.nodes[index].active.insert(gateway, addresses);
             }
             Action::StandDown { gateway } => {
