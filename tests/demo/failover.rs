@@ -71,6 +71,8 @@ fn run(vpc: &Vpc) -> Result {
     instances[0].process.signal(Signal::SIGKILL)?;
     wait_for("az-a at az-b", DEADLINE, || Ok(vpc.at_ec2(0) == (Some(1), Some(1))))?;
     wait_role(&instances[1], "az-a", "active")?;
+    let echo = format!("ping -n -c 1 -W 0.2 {INTERNET}");
+    wait_for("an echo", DEADLINE, || Ok(vpc.lab.client(1).try_run(&echo)?.status.success()))?;
     step("kill -9 of az-a", "az-b took its gateway over:");
     println!("{}", timeline(vpc, &instances[1], killed));
     let gap = ping.stop()?.longest;
