@@ -337,6 +337,30 @@ fn api_that_is_down_when_the_host_dies_delays_the_takeover_and_no_more() -> Resu
 }
 
 #[test]
+fn smallest_instances_have_room_for_each_others_gateways() -> Result {
+    let mut site = Site::new(2)?;
+    for interface in site.ec2.lock().unwrap().world.interfaces.values_mut() {
+        interface.room = 2;
+    }
+    for index in 0..2 {
+        site.start(index, &site.config(index))?;
+        site.wait_active(index, index)?;
+    }
+    site.wait("each to know the other", |site| {
+        Ok((0..2).all(|index| site.gateway(index, 1 - index)["host"] == NAMES[1 - index]))
+    })?;
+    let begun = Instant::now();
+    site.kill(0)?;
+    site.wait_moved(0, 1, begun)?;
+    // Its own is on the secondary address, the other's on the primary one.
+    let private =
+        |gateway: usize| site.ec2.lock().unwrap().used(ALLOCATIONS[gateway]).map(|(_, private)| private);
+    assert_eq!(private(0), Some(crate::lab::gateway_address(2)));
+    assert_ne!(private(1), private(0));
+    Ok(())
+}
+
+#[test]
 fn three_instances_agree_who_is_dead_and_the_first_heir_takes_over() -> Result {
     let mut site = Site::settled(3)?;
     let begun = Instant::now();
