@@ -7,7 +7,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::ec2::{ALL, ElasticIp, Fault};
-use crate::lab::{DEADLINE, Egret, Failure, Host, INTERNET, Process, Result, Transport, Web, wait_for};
+use crate::lab::{
+    DEADLINE, Egret, Failure, Host, INTERNET, Process, Result, Transport, Web, gateway_address, wait_for,
+};
 use crate::vpc::{ALLOCATIONS, KEY, NAMES, TABLES, Vpc, number};
 
 const FALLBACK: &str = "nat-0123456789abcdef0";
@@ -355,7 +357,7 @@ fn smallest_instances_have_room_for_each_others_gateways() -> Result {
     // Its own is on the secondary address, the other's on the primary one.
     let private =
         |gateway: usize| site.ec2.lock().unwrap().used(ALLOCATIONS[gateway]).map(|(_, private)| private);
-    assert_eq!(private(0), Some(crate::lab::gateway_address(2)));
+    assert_eq!(private(0), Some(gateway_address(2)));
     assert_ne!(private(1), private(0));
     Ok(())
 }
