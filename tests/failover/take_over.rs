@@ -254,6 +254,20 @@ fn call_that_happened_and_was_answered_with_a_timeout_is_found_out() {
 }
 
 #[test]
+fn host_that_was_heard_with_its_address_is_not_taken_for_one_that_was_cut_off() {
+    let mut world = World::steady(&Setup::default());
+    // The peer sees the new association only when the host is dead; but the host had told it.
+    world.set_api(1, false);
+    world.reassociate(0, "eni-a0");
+    world.run(Duration::from_secs(70));
+    world.set_api(1, true);
+    world.crash(0);
+    let took = world.run_until(Duration::from_secs(60), |world| world.is_at(0, 1)).unwrap();
+    assert!(took < Duration::from_secs(45), "{took:?}");
+    world.well();
+}
+
+#[test]
 fn old_descriptions_do_not_unsettle_a_take_over() {
     for seed in 1..=20 {
         let lag = Duration::from_secs(4);
