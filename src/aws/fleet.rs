@@ -1,7 +1,7 @@
 //! What a fleet of instances asks of EC2: how gateways stand, and the changes that a take-over is made of.
 //!
-//! Decides nothing but which private address an Elastic IP comes to: a secondary one, so that the host's own way out, by
-//! its primary address, does not depend on who has the gateway. Refused, whatever is asked: a route of another VPC's
+//! Decides nothing but which private address an Elastic IP comes to: a secondary one as long as the interface has room,
+//! so that the host's own way out, by its primary address, does not depend on who has the gateway. Refused, whatever is asked: a route of another VPC's
 //! table, and one that leads anywhere but to a network interface, to a NAT gateway, or nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 
 use super::call::Failure;
-use super::ec2::{Ec2, Route, RouteTable, Tables};
+use super::ec2::{Ec2, PrivateAddress, Route, RouteTable, Tables};
 use super::plan::Problem;
 use crate::failover::{self, Address, Call, CallError, Done, Gateway, Observation};
 
@@ -152,50 +152,65 @@ impl Executor {
         }
     }
 
-    /// Sees to it that there are so many secondary private addresses, for Elastic IPs that may come: what keeps one from
-    /// being assigned is better known before it is needed.
+    /// Sees to it that there is room for so many Elastic IPs: what keeps an address from being assigned is better known
+    /// before it is needed.
     ///
     /// # Errors
     /// See [`Failure`].
     pub async fn prepare(&self, places: usize) -> Result<(), Failure> {
         let _making_room = self.making_room.lock().await;
-        let there = self.secondaries().await?.len();
-        for _ in there..places {
-            let private = self.ec2.assign_private_address(&self.place.external).await?;
+        let there = self.addresses().await?.len().saturating_sub(1);
+        for missing in (1..=places.saturating_sub(there)).rev() {
+            let assigned = self.ec2.assign_private_address(&self.place.external).await;
+            let private = match assigned {
+                // The primary one has to do, as it does on the smallest instances.
+                Err(failure) if missing == 1 && is_full(&failure) => return Ok(()),
+                assigned => assigned?,
+            };
             tracing::info!(eni = self.place.external, %private, "private address assigned, for an elastic ip to come");
             self.known().assigned.insert(private, Instant::now());
         }
         Ok(())
     }
 
-    /// A secondary private address without an Elastic IP, which is the caller's from now on.
+    /// A private address without an Elastic IP, which is the caller's from now on.
     async fn spare(&self) -> Result<Ipv4Addr, Failure> {
-        let secondaries = self.secondaries().await?;
-        {
-            let mut known = self.known();
-            known.taken.retain(|_, at| at.elapsed() < SETTLED);
-            let free =
-                secondaries.iter().find(|(private, is_free)| **is_free && !known.taken.contains_key(private));
-            if let Some((private, _)) = free {
-                known.taken.insert(*private, Instant::now());
-                return Ok(*private);
-            }
+        let addresses = self.addresses().await?;
+        if let Some(private) = addresses.iter().skip(1).find_map(|address| self.take(address)) {
+            return Ok(private);
         }
-        let private = self.ec2.assign_private_address(&self.place.external).await?;
+        let private = match self.ec2.assign_private_address(&self.place.external).await {
+            Err(failure) if is_full(&failure) => {
+                return addresses.first().and_then(|address| self.take(address)).ok_or(failure);
+            }
+            assigned => assigned?,
+        };
         tracing::info!(eni = self.place.external, %private, "private address assigned, for an elastic ip");
         self.known().taken.insert(private, Instant::now());
         Ok(private)
     }
 
-    /// The secondary private addresses, and whether they have no Elastic IP.
-    async fn secondaries(&self) -> Result<BTreeMap<Ipv4Addr, bool>, Failure> {
+    fn take(&self, address: &PrivateAddress) -> Option<Ipv4Addr> {
+        let mut known = self.known();
+        known.taken.retain(|_, at| at.elapsed() < SETTLED);
+        let is_free = address.allocation.is_none() && !known.taken.contains_key(&address.private);
+        is_free.then(|| {
+            known.taken.insert(address.private, Instant::now());
+            address.private
+        })
+    }
+
+    /// The private addresses, the primary one first.
+    async fn addresses(&self) -> Result<Vec<PrivateAddress>, Failure> {
         let interfaces = self.ec2.network_interfaces(std::slice::from_ref(&self.place.external)).await?;
-        let addresses = interfaces.into_iter().flat_map(|interface| interface.addresses);
-        let shown = addresses.skip(1).map(|address| (address.private, address.allocation.is_none()));
+        let mut addresses: Vec<PrivateAddress> =
+            interfaces.into_iter().flat_map(|interface| interface.addresses).collect();
         let mut known = self.known();
         known.assigned.retain(|_, at| at.elapsed() < SETTLED);
-        let assigned = known.assigned.keys().map(|private| (*private, true));
-        Ok(assigned.chain(shown).collect())
+        let is_shown = |private: Ipv4Addr| addresses.iter().any(|address| address.private == private);
+        let unseen: Vec<_> = known.assigned.keys().copied().filter(|private| !is_shown(*private)).collect();
+        addresses.extend(unseen.into_iter().map(|private| PrivateAddress { private, allocation: None }));
+        Ok(addresses)
     }
 
     /// The wanted destinations that are in the gateway's tables.
@@ -237,6 +252,11 @@ impl Executor {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The interface has as many addresses as its instance's type allows.
+fn is_full(failure: &Failure) -> bool {
+    failure.code() == Some("PrivateIpAddressLimitExceeded")
 }
 
 /// By then EC2 shows what was done.

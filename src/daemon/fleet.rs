@@ -434,10 +434,14 @@ impl Tender {
             Event::PeerHealth { peer, health } => {
                 tracing::warn!(peer, health = ?health, "peer's health changed")
             }
-            Event::Moved { gateway, from, to } => tracing::info!(gateway, %from, %to, "gateway moved"),
+            Event::Moved { gateway, from, to } => {
+                self.not_handed_over.remove(gateway);
+                tracing::info!(gateway, %from, %to, "gateway moved");
+            }
             Event::TakingOver { gateway, why } => tracing::warn!(gateway, %why, "taking over"),
             Event::Abandoned { gateway, why } => tracing::warn!(gateway, why = ?why, "not taken over"),
             Event::Active { gateway, why, took } => {
+                self.not_handed_over.remove(gateway);
                 tracing::info!(gateway, %why, seconds = took.as_secs_f64(), "gateway is here");
             }
             Event::FellBack { gateway } => {

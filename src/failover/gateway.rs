@@ -446,7 +446,11 @@ impl Tracked {
             _ => None,
         };
         let missing = missing.map(|id| format!("{id} does not exist"));
-        let troubles: Vec<String> = stranger.into_iter().chain(missing).chain(trouble).collect();
+        let disputed = self.definition.route_tables.iter().filter(|table| view.is_disputed(table));
+        let disputed =
+            disputed.map(|table| format!("{table} is claimed by a peer as well: its routes are left alone"));
+        let troubles: Vec<String> =
+            stranger.into_iter().chain(missing).chain(disputed).chain(trouble).collect();
         let seconds = |since: Instant| (view.now - since).as_secs_f64();
         GatewayStatus {
             gateway: self.definition.name.clone(),

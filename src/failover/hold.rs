@@ -120,7 +120,7 @@ impl Tracked {
             if route.is_some_and(|route| route.target == target) {
                 continue;
             }
-            if self.is_hopeless(&key(table, destination), view) {
+            if self.is_hopeless(&key(table, destination), view) || view.is_disputed(table) {
                 continue;
             }
             if self.is_just_routed(table, destination, view.now) {

@@ -122,9 +122,11 @@ impl Peer {
         }
     }
 
-    /// A new connection: sequences begin anew.
+    /// A new connection: sequences begin anew, and what was told by the last one may be of another life.
     pub fn up(&mut self) {
         self.linked = true;
+        self.condition = Condition::default();
+        self.leaving = false;
         self.sequence = 0;
         self.sent.clear();
         self.echo = None;
@@ -267,6 +269,14 @@ impl View<'_> {
     pub fn is_fit(&self) -> bool {
         let is_steady = |well: Duration| well >= self.me.timing.unwell_for;
         self.me.leaving.is_none() && self.me.health.well_for(self.now).is_some_and(is_steady)
+    }
+
+    /// Whether a route table is somebody else's too, as a refused peer has it. Two that both wrote its routes would never
+    /// be done.
+    pub fn is_disputed(&self, table: &String) -> bool {
+        let claims = |peer: &&Peer| matches!(peer.refused, Some(Refusal::Claims { .. }));
+        let told = self.peers.values().filter(claims).filter_map(|peer| peer.told.as_ref());
+        told.into_iter().any(|hello| hello.gateway.route_tables.contains(table))
     }
 
     /// Since when this instance should not host; not for a passing weakness.

@@ -45,6 +45,8 @@ pub struct Interface {
     pub check: bool,
     /// The primary one first.
     pub addresses: Vec<Ipv4Addr>,
+    /// How many addresses its instance's type allows.
+    pub room: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +93,7 @@ impl Ec2 {
     /// Two interfaces with their checks on, three tables with nothing but what every table has, one of them in another
     /// VPC, and two free Elastic IPs.
     pub fn new() -> Self {
-        let interface = |host| Interface { check: true, addresses: vec![[10, 0, 0, host].into()] };
+        let interface = |host| Interface { check: true, addresses: vec![[10, 0, 0, host].into()], room: 50 };
         let interfaces = [(ENI.to_owned(), interface(10)), (OTHER_ENI.to_owned(), interface(20))];
         let table = |vpc: &str| Table {
             vpc: vpc.to_owned(),
@@ -232,7 +234,11 @@ impl Ec2 {
                     self.world.interfaces.values().flat_map(|known| known.addresses.clone()).collect();
                 let next = (30..=99).map(|host| Ipv4Addr::from([10, 0, 0, host])).find(|ip| !all.contains(ip));
                 let next = next.unwrap();
-                self.interface(form)?.addresses.push(next);
+                let interface = self.interface(form)?;
+                if interface.addresses.len() == interface.room {
+                    return Err("PrivateIpAddressLimitExceeded");
+                }
+                interface.addresses.push(next);
                 Ok(format!(
                     "<networkInterfaceId>{ENI}</networkInterfaceId><assignedPrivateIpAddressesSet><item>\
                      <privateIpAddress>{next}</privateIpAddress></item></assignedPrivateIpAddressesSet>"

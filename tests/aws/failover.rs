@@ -7,7 +7,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::ec2::{ALL, ElasticIp, Fault};
-use crate::lab::{DEADLINE, Egret, Failure, Host, INTERNET, Process, Result, Transport, Web, wait_for};
+use crate::lab::{
+    DEADLINE, Egret, Failure, Host, INTERNET, Process, Result, Transport, Web, gateway_address, wait_for,
+};
 use crate::vpc::{ALLOCATIONS, KEY, NAMES, TABLES, Vpc, number};
 
 const FALLBACK: &str = "nat-0123456789abcdef0";
@@ -333,6 +335,30 @@ fn api_that_is_down_when_the_host_dies_delays_the_takeover_and_no_more() -> Resu
     let begun = Instant::now();
     site.ec2.lock().unwrap().fault = Fault::None;
     site.wait_moved(0, 1, begun)?;
+    Ok(())
+}
+
+#[test]
+fn smallest_instances_have_room_for_each_others_gateways() -> Result {
+    let mut site = Site::new(2)?;
+    for interface in site.ec2.lock().unwrap().world.interfaces.values_mut() {
+        interface.room = 2;
+    }
+    for index in 0..2 {
+        site.start(index, &site.config(index))?;
+        site.wait_active(index, index)?;
+    }
+    site.wait("each to know the other", |site| {
+        Ok((0..2).all(|index| site.gateway(index, 1 - index)["host"] == NAMES[1 - index]))
+    })?;
+    let begun = Instant::now();
+    site.kill(0)?;
+    site.wait_moved(0, 1, begun)?;
+    // Its own is on the secondary address, the other's on the primary one.
+    let private =
+        |gateway: usize| site.ec2.lock().unwrap().used(ALLOCATIONS[gateway]).map(|(_, private)| private);
+    assert_eq!(private(0), Some(gateway_address(2)));
+    assert_ne!(private(1), private(0));
     Ok(())
 }
 

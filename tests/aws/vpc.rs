@@ -148,7 +148,7 @@ fn world(count: usize) -> Ec2 {
     ec2.world.tables.clear();
     ec2.world.elastic_ips.clear();
     for index in 0..count {
-        let interface = Interface { check: true, addresses: vec![gateway_address(number(index))] };
+        let interface = Interface { check: true, addresses: vec![gateway_address(number(index))], room: 50 };
         ec2.world.interfaces.insert(ENIS[index].to_owned(), interface);
         let local = ("10.0.0.0/16".to_owned(), "local".to_owned(), true);
         let table = Table { vpc: VPC.to_owned(), tags: BTreeMap::new(), routes: vec![local] };
@@ -209,9 +209,13 @@ fn follow(
         let mut applied = None;
         while !ends.load(Ordering::Relaxed) {
             let fabric = fabric(&ec2.lock().unwrap());
+            let mut known = changes.lock().unwrap();
+            if known.last().is_none_or(|(_, last)| *last != fabric) {
+                known.push((Instant::now(), fabric.clone()));
+            }
+            drop(known);
             // Not while a link is down that a route is by.
             if applied.as_ref() != Some(&fabric) && fabric.apply(&lab).is_ok() {
-                changes.lock().unwrap().push((Instant::now(), fabric.clone()));
                 applied = Some(fabric);
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use lab::{DEADLINE, Egret, Failure, INTERNET, Lab, Process, Result, Web, gateway_address, wait_for};
+use lab::{DEADLINE, Egret, Fabric, Failure, INTERNET, Lab, Process, Result, Web, gateway_address, wait_for};
 use vpc::{KEY, NAMES, Vpc};
 
 const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
@@ -71,6 +71,8 @@ fn run(vpc: &Vpc) -> Result {
     instances[0].process.signal(Signal::SIGKILL)?;
     wait_for("az-a at az-b", DEADLINE, || Ok(vpc.at_ec2(0) == (Some(1), Some(1))))?;
     wait_role(&instances[1], "az-a", "active")?;
+    let echo = format!("ping -n -c 1 -W 0.2 {INTERNET}");
+    wait_for("an echo", DEADLINE, || Ok(vpc.lab.client(1).try_run(&echo)?.status.success()))?;
     step("kill -9 of az-a", "az-b took its gateway over:");
     println!("{}", timeline(vpc, &instances[1], killed));
     let gap = ping.stop()?.longest;
@@ -137,32 +139,21 @@ fn wait_role(egret: &Egret, gateway: &str, role: &str) -> Result {
     })
 }
 
-/// What the survivor logged since `begun`, of what it did, and when packets went another way.
+/// When packets went another way, and what of that was the survivor's work.
 fn timeline(vpc: &Vpc, survivor: &Egret, begun: Instant) -> String {
-    let mut text = String::new();
-    for (at, fabric) in vpc.changes() {
-        if at < begun {
-            continue;
-        }
-        let seconds = (at - begun).as_secs_f64();
-        let address = fabric.addresses.values().any(|(host, _)| *host == 1);
-        let what = match (fabric.routes.get(&1).copied().flatten(), address) {
-            (Some(2), _) => "the route of client1's subnet leads to az-b",
-            (_, false) if fabric.addresses.len() == 2 => "az-a's Elastic IP is at az-b",
-            (_, false) => "az-a's Elastic IP is taken from az-a: it cannot act for the gateway any more",
-            _ => continue,
-        };
-        text.push_str(&format!("     {seconds:6.2} s  {what}\n"));
-    }
+    let led = |(at, fabric): &(Instant, Fabric)| {
+        (*at > begun && fabric.routes.get(&1) == Some(&Some(2))).then_some(*at)
+    };
+    let at = vpc.changes().iter().find_map(led).map_or(0.0, |at| (at - begun).as_secs_f64());
     let log = survivor.process.log();
-    if let Some(line) = log.lines().rev().find(|line| line.contains("gateway is here gateway=\"az-a\"")) {
-        let took = line.rsplit("seconds=").next().unwrap_or_default();
-        let took: f64 = took.trim().parse().unwrap_or_default();
-        text.push_str(&format!(
-            "     of that, {took:.2} s are EC2's calls; the rest is 1.5 s of silence, to be sure"
-        ));
-    }
-    text
+    let line =
+        log.lines().rev().find(|line| line.contains("gateway is here gateway=\"az-a\"")).unwrap_or_default();
+    let took: f64 =
+        line.rsplit("seconds=").next().and_then(|text| text.trim().parse().ok()).unwrap_or_default();
+    format!(
+        "     the route of client1's subnet leads to az-b after {at:.2} s; of that, {took:.2} s are calls of EC2, the rest\n     \
+         is waiting to be sure that az-a is silent"
+    )
 }
 
 struct Ping(Process);
@@ -189,13 +180,13 @@ impl Ping {
             .filter_map(|line| line.strip_prefix('[')?.split_once(']')?.0.parse().ok())
             .collect();
         let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        let summary = log.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
-        let mut numbers =
-            summary.split(|c: char| !c.is_ascii_digit()).filter_map(|text| text.parse::<u32>().ok());
-        let (Some(sent), Some(received)) = (numbers.next(), numbers.next()) else {
-            return Err(Failure::new(format!("ping said {log}")));
-        };
-        Ok(Pings { sent, lost: sent - received, longest: Duration::from_secs_f64(longest) })
+        // What was asked last may have had no time to be answered.
+        let sequence = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<u32>().ok();
+        let answered: Vec<u32> =
+            log.lines().filter(|line| line.contains("time=")).filter_map(sequence).collect();
+        let sent = answered.iter().max().copied().unwrap_or_default();
+        let lost = sent - u32::try_from(answered.len())?;
+        Ok(Pings { sent, lost, longest: Duration::from_secs_f64(longest) })
     }
 }
 

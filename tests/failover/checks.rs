@@ -36,6 +36,10 @@ pub struct Knowledge {
     /// By the newest of what it was told, which is of this moment.
     newest: bool,
     of: Instant,
+    /// When it last called or was answered.
+    wrote: Instant,
+    /// Whether it has observed since.
+    is_observed: bool,
 }
 
 impl Checks {
@@ -55,8 +59,10 @@ impl Checks {
         self.last_fault = Some(now);
     }
 
-    pub fn observed(node: &mut Node, at: Instant, seen: &[Observation]) {
+    pub fn observed(node: &mut Node, asked: Instant, at: Instant, seen: &[Observation]) {
         for observation in seen {
+            let knowledge = node.knowledge.entry(observation.gateway.clone()).or_default();
+            knowledge.is_observed |= asked >= knowledge.wrote;
             let ids = observation.addresses.iter().filter_map(|address| address.association.as_ref());
             node.ids.extend(ids.map(|association| association.id.clone()));
             let is_own = |address: &egret::failover::Address| {
@@ -65,6 +71,20 @@ impl Checks {
             let has = observation.addresses.first().is_some_and(is_own);
             Self::learn(node, &observation.gateway, at, has);
         }
+    }
+
+    /// A call is made, or answered.
+    pub fn wrote(node: &mut Node, now: Instant, gateway: &str) {
+        let knowledge = node.knowledge.entry(gateway.to_owned()).or_default();
+        knowledge.wrote = now;
+        knowledge.is_observed = false;
+    }
+
+    /// An instance says that it is active: it has looked since it last changed something.
+    pub fn active(node: &Node, gateway: &str) -> Option<String> {
+        let is_observed = node.knowledge.get(gateway).is_some_and(|knowledge| knowledge.is_observed);
+        let me = &node.config.home.name;
+        (!is_observed).then(|| format!("{me} is active for {gateway} without having looked"))
     }
 
     /// An association that was made is known from its answer.

@@ -24,6 +24,7 @@ mod fallback;
 mod hand_over;
 mod net;
 mod partitions;
+mod queries;
 mod seeds;
 mod take_over;
 mod world;

@@ -179,7 +179,7 @@ fn setup(seed: u64, chance: &mut Chance) -> Setup {
             jitter: millis(*chance.pick(&[0, 10, 200])),
             loss: *chance.pick(&[0, 0, 10]),
         },
-        lag: millis(*chance.pick(&[0, 500, 2_000, 4_000])),
+        lag: millis(*chance.pick(&[0, 500, 2_000, 4_000, 9_000])),
         api: *chance.pick(&[(millis(20), millis(200)), (millis(100), millis(2_000))]),
     }
 }

@@ -58,6 +58,21 @@ fn stopped_process_loses_its_gateway_and_writes_nothing_when_it_wakes() {
 }
 
 #[test]
+fn host_that_wakes_to_an_address_with_nobody_is_not_active_before_it_has_all() {
+    let mut world = World::steady(&Setup { allocations: 2, ..Setup::default() });
+    world.pause(0);
+    world.run_until(Duration::from_secs(10), |world| world.nodes[1].active.contains_key("az-a")).unwrap();
+    // The new host hangs, with the second address; somebody dissolves the first.
+    world.pause(1);
+    world.disassociate(0);
+    world.wake(0);
+    world.run(Duration::from_secs(2));
+    assert!(!world.nodes[0].active.contains_key("az-a"));
+    world.run_until(Duration::from_secs(30), |world| world.is_at(0, 0)).unwrap();
+    world.well();
+}
+
+#[test]
 fn waking_instance_does_not_act_on_the_silence_it_slept_through() {
     for seed in 1..=20 {
         let mut world = World::steady(&Setup { seed, ..Setup::default() });
@@ -234,6 +249,41 @@ fn call_that_happened_and_was_answered_with_a_timeout_is_found_out() {
         world.run(Duration::from_secs(60));
         assert_eq!(world.moves(0), 1);
         assert_eq!(world.unsettled(), None);
+        world.well();
+    }
+}
+
+#[test]
+fn host_that_was_heard_with_its_address_is_not_taken_for_one_that_was_cut_off() {
+    let mut world = World::steady(&Setup::default());
+    // The peer sees the new association only when the host is dead; but the host had told it.
+    world.set_api(1, false);
+    world.reassociate(0, "eni-a0");
+    world.run(Duration::from_secs(70));
+    world.set_api(1, true);
+    world.crash(0);
+    let took = world.run_until(Duration::from_secs(60), |world| world.is_at(0, 1)).unwrap();
+    assert!(took < Duration::from_secs(45), "{took:?}");
+    world.well();
+}
+
+#[test]
+fn old_descriptions_do_not_unsettle_a_take_over() {
+    for seed in 1..=20 {
+        let lag = Duration::from_secs(4);
+        let mut world = World::steady(&Setup { seed, allocations: 2, lag, ..Setup::default() });
+        world.run(Duration::from_secs(30));
+        let changes = world.nodes[1].changes;
+        world.crash(0);
+        world.run(Duration::from_secs(60));
+        assert!(world.is_at(0, 1), "seed {seed}");
+        let took = |event: &Event| matches!(event, Event::TakingOver { gateway, .. } if gateway == "az-a");
+        let events = world.nodes[1].events.iter().filter(|(_, event)| took(event));
+        assert_eq!(events.count(), 1, "seed {seed}");
+        let wavers = |event: &Event| matches!(event, Event::Abandoned { .. } | Event::StoodDown { .. });
+        assert!(!world.has_event(1, wavers), "seed {seed}");
+        // Two addresses to dissolve and to associate, and one route; nothing twice.
+        assert_eq!(world.nodes[1].changes - changes, 5, "seed {seed}");
         world.well();
     }
 }

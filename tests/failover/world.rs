@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use egret::failover::{
-    Action, Call, CallError, CallId, Config, Done, Event, Failback, Fleet, Gateway, GatewayStatus, Health,
-    Held, Hello, Message, Observation, PeerStatus, Status, Timing, Why,
+    Action, Call, CallError, CallId, Config, Done, Event, Failback, Fleet, Gateway, Health, Held, Hello,
+    Message, Observation, Timing, Why,
 };
 use egret::time::Instant;
 
@@ -109,6 +109,10 @@ pub struct Node {
     pub active: BTreeMap<String, Vec<Held>>,
     pub knowledge: BTreeMap<String, Knowledge>,
     pub ids: BTreeSet<String>,
+    /// When it asked for the observation in flight.
+    asked: BTreeMap<CallId, Instant>,
+    /// Which gateways its calls in flight are about.
+    calls: BTreeMap<CallId, String>,
     pub why: BTreeMap<String, Why>,
     pub events: Vec<(Instant, Event)>,
     pub looks: u64,
@@ -120,6 +124,7 @@ enum Input {
     Up(String, Box<Hello>),
     Down(String),
     Message(String, Message),
+    /// With what moment it shows.
     Observed(CallId, Instant, Result<Vec<Observation>, CallError>),
     Outcome(CallId, Call, Result<Done, CallError>),
     Adopted(String),
@@ -190,6 +195,8 @@ impl World {
                 active: BTreeMap::new(),
                 knowledge: BTreeMap::new(),
                 ids: BTreeSet::new(),
+                asked: BTreeMap::new(),
+                calls: BTreeMap::new(),
                 why: BTreeMap::new(),
                 events: Vec::new(),
                 looks: 0,
@@ -259,6 +266,8 @@ impl World {
         node.active.clear();
         node.knowledge.clear();
         node.ids.clear();
+        node.asked.clear();
+        node.calls.clear();
         for peer in 0..self.nodes.len() {
             if peer != index && !self.net.is_cut((index, peer)) && self.net.disconnect((index, peer)) {
                 self.tell_down(peer, index);
@@ -281,6 +290,8 @@ impl World {
         node.active.clear();
         node.knowledge.clear();
         node.ids.clear();
+        node.asked.clear();
+        node.calls.clear();
         let eni = node.config.eni.clone();
         self.ec2.terminate(self.now, &eni);
         self.checks.fault(self.now);
@@ -378,12 +389,17 @@ impl World {
         result
     }
 
+    /// Somebody by hand: the first address goes to nobody.
+    pub fn disassociate(&mut self, gateway: usize) {
+        let held = self.ec2.truth.addresses[&self.definition(gateway).allocations[0]].clone().unwrap();
+        self.ec2.change(self.now, &held.eni, &Call::Disassociate { association: held.id }).unwrap();
+    }
+
     /// Somebody by hand: the first address goes to this interface.
     pub fn reassociate(&mut self, gateway: usize, eni: &str) {
-        let first = self.definition(gateway).allocations[0].clone();
-        let held = self.ec2.truth.addresses[&first].clone().unwrap();
-        self.ec2.change(self.now, eni, &Call::Disassociate { association: held.id }).unwrap();
-        self.ec2.change(self.now, eni, &Call::Associate { allocation: first }).unwrap();
+        self.disassociate(gateway);
+        let allocation = self.definition(gateway).allocations[0].clone();
+        self.ec2.change(self.now, eni, &Call::Associate { allocation }).unwrap();
     }
 
     /// An instance is given another configuration, and goes on.
@@ -422,65 +438,8 @@ impl World {
         }
     }
 
-    /// Fails the test if anything that must hold did not.
-    pub fn well(&self) {
-        assert!(self.wrong.is_empty(), "{}", self.wrong[0]);
-    }
-
-    pub fn status(&self, index: usize) -> Status {
-        self.nodes[index].fleet.as_ref().unwrap().status(self.local(index))
-    }
-
-    pub fn gateway(&self, index: usize, gateway: usize) -> GatewayStatus {
-        let name = name(gateway);
-        self.status(index).gateways.into_iter().find(|status| status.gateway == name).unwrap()
-    }
-
-    pub fn peer(&self, index: usize, peer: usize) -> PeerStatus {
-        let name = name(peer);
-        self.status(index).peers.into_iter().find(|status| status.peer == name).unwrap()
-    }
-
-    pub fn definition(&self, gateway: usize) -> &Gateway {
-        &self.nodes[gateway].config.home
-    }
-
-    /// Who has a gateway's first address, in truth.
-    pub fn host_of(&self, gateway: usize) -> Option<usize> {
-        let eni = self.ec2.holder(&self.definition(gateway).allocations[0])?;
-        self.nodes.iter().position(|node| node.config.eni == eni)
-    }
-
-    /// Whether all addresses and routes of a gateway are at an instance, in truth.
-    pub fn is_at(&self, gateway: usize, index: usize) -> bool {
-        self.has_addresses(gateway, index) && self.routes_lead_to(gateway, &self.nodes[index].config.eni)
-    }
-
-    pub fn has_addresses(&self, gateway: usize, index: usize) -> bool {
-        let eni = self.nodes[index].config.eni.as_str();
-        self.definition(gateway).allocations.iter().all(|id| self.ec2.holder(id) == Some(eni))
-    }
-
-    pub fn routes_lead_to(&self, gateway: usize, target: &str) -> bool {
-        let definition = self.definition(gateway);
-        definition.route_tables.iter().all(|table| {
-            let mut destinations = definition.destinations.iter();
-            destinations.all(|destination| {
-                self.ec2.truth.routes.get(&(table.clone(), *destination)).is_some_and(|to| to == target)
-            })
-        })
-    }
-
-    /// How often a gateway has gone from one instance to another.
-    pub fn moves(&self, gateway: usize) -> usize {
-        self.checks.moves.iter().filter(|moved| moved.gateway == name(gateway)).count()
-    }
-
-    pub fn has_event(&self, index: usize, is_it: impl Fn(&Event) -> bool) -> bool {
-        self.nodes[index].events.iter().any(|(_, event)| is_it(event))
-    }
-
-    fn local(&self, index: usize) -> Instant {
+    /// What time it is to an instance.
+    pub fn local(&self, index: usize) -> Instant {
         let node = &self.nodes[index];
         let nanos = self.now.as_nanos();
         Instant::from_nanos(node.origin + nanos + nanos / 1_000_000 * node.ppm)
@@ -540,8 +499,20 @@ impl World {
             return;
         }
         match &input {
-            Input::Observed(_, at, Ok(seen)) => Checks::observed(node, *at, seen),
-            Input::Outcome(_, call, Ok(done)) => self.checks.done(node, self.now, call, done),
+            Input::Observed(id, at, Ok(seen)) => {
+                let asked = node.asked.get(id).copied().unwrap_or_default();
+                Checks::observed(node, asked, *at, seen);
+            }
+            Input::Outcome(id, call, outcome) => {
+                if let Some(gateway) = node.calls.remove(id)
+                    && *outcome != Err(CallError::NotMade)
+                {
+                    Checks::wrote(node, self.now, &gateway);
+                }
+                if let Ok(done) = outcome {
+                    self.checks.done(node, self.now, call, done);
+                }
+            }
             _ => {}
         }
         let Some(fleet) = &mut node.fleet else { return };
@@ -609,12 +580,17 @@ impl World {
                 }
             }
             Action::Observe { id, gateways } => {
-                self.nodes[index].looks += 1;
+                let node = &mut self.nodes[index];
+                node.looks += 1;
+                // One is in flight at a time.
+                node.asked = [(id, self.now)].into();
                 let after = self.chance.between(Duration::ZERO, Duration::from_millis(3));
                 self.schedule(after, Happening::Begin(index, life, Job::Observe(id, gateways)));
             }
             Action::Call { id, gateway, call, begin_by } => {
                 self.nodes[index].changes += 1;
+                self.nodes[index].calls.insert(id, gateway.clone());
+                Checks::wrote(&mut self.nodes[index], self.now, &gateway);
                 let wrong = self.checks.called(&self.nodes[index], &gateway, &call);
                 self.accuse(wrong);
                 let after = self.chance.between(Duration::ZERO, Duration::from_millis(3));
@@ -628,6 +604,8 @@ impl World {
                 self.schedule(after, Happening::Input(index, life, Input::Adopted(gateway)));
             }
             Action::Active { gateway, addresses } => {
+                let wrong = Checks::active(&self.nodes[index], &gateway);
+                self.accuse(wrong);
                 self.nodes[index].active.insert(gateway, addresses);
             }
             Action::StandDown { gateway } => {
