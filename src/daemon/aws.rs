@@ -463,7 +463,7 @@ mod tests {
             mtu: 1500,
             addresses: Vec::new(),
         };
-        let (seen, mut receiver) = watch::channel(Seen { identities: vec![None], state: None });
+        let (seen, mut receiver) = watch::channel(Seen { identities: vec![None], state: None, held: None });
         let tender = Tender {
             imds: Imds::at(&serve(Arc::clone(&tree))).unwrap(),
             interface,
