@@ -10,7 +10,7 @@ use std::time::Duration;
 use egret::balance::{self, AdmissionCounters, Serving, State, TargetCounters, TargetSnapshot};
 use egret::datapath::{self, FastPath, Snapshot};
 use egret::forward::{self, Latency, Mode, Report};
-use egret::metrics::{self, Aws, Sample, SessionLogCounts};
+use egret::metrics::{self, Aws, Fleet, Sample, SessionLogCounts};
 use egret::nat::{self, AddressUse};
 
 #[test]
@@ -94,6 +94,12 @@ fn values_are_those_of_the_snapshot() {
         "egret_aws_calls_total{action=\"ec2:CreateRoute\",outcome=\"throttled\"} 4",
         "egret_aws_routes{state=\"elsewhere\"} 1",
         "egret_session_log_lost_lines_total{reason=\"rate\"} 9",
+        "egret_failover_gateway_active{gateway=\"az-b\"} 0",
+        "egret_failover_gateway_hosted{gateway=\"az-b\"} 1",
+        "egret_failover_takeovers_total{why=\"silence\"} 8",
+        "egret_failover_last_takeover_seconds 0.5",
+        "egret_failover_peer_alive{peer=\"az-b\"} 1",
+        "egret_failover_peer_round_trip_seconds{peer=\"az-b\"} 0.25",
         "egret_aws_failing_seconds 90",
         "egret_ena_allowance_exceeded_total{interface=\"external\",allowance=\"pps\"} 6",
         "egret_ena_conntrack_allowance_available{interface=\"external\"} 12345",
@@ -106,10 +112,18 @@ fn values_are_those_of_the_snapshot() {
 fn what_is_not_there_has_no_metrics() {
     let snapshot = Snapshot { fast_path: None, ..snapshot() };
     let calls = BTreeMap::new();
-    let sample =
-        Sample { aws: None, session_log: None, listeners: &[], drivers: &[], ..sample(&snapshot, &[], &calls) };
+    let sample = Sample {
+        aws: None,
+        fleet: None,
+        session_log: None,
+        listeners: &[],
+        drivers: &[],
+        ..sample(&snapshot, &[], &calls)
+    };
     let page = metrics::render(&sample).unwrap();
-    for prefix in ["egret_fast_path", "egret_forward", "egret_aws", "egret_ena", "egret_session_log"] {
+    for prefix in
+        ["egret_fast_path", "egret_forward", "egret_aws", "egret_ena", "egret_session_log", "egret_failover"]
+    {
         assert!(!page.contains(prefix), "{prefix} in\n{page}");
     }
 }
@@ -152,6 +166,12 @@ fn sample<'a>(
             source_dest_check_off: true,
             routes: vec!["active", "elsewhere"],
             elastic_ips: 1,
+        }),
+        fleet: Some(Fleet {
+            gateways: vec![("az-a", true, true), ("az-b", false, true)],
+            takeovers: vec![("silence", 8)],
+            last_takeover_seconds: Some(0.5),
+            peers: vec![("az-b", true, Some(0.25))],
         }),
         drivers,
     }

@@ -272,6 +272,12 @@ pub struct FleetReport {
     pub health: String,
     /// It is about to stop, and hands its gateways over.
     pub leaving: bool,
+    /// How often a gateway came here, by why: `free`, `silence`, `unwell` or `hand_over`.
+    #[serde(default)]
+    pub takeovers: BTreeMap<String, u64>,
+    /// What the last of these took.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_takeover_seconds: Option<f64>,
     pub gateways: Vec<GatewayReport>,
     pub peers: Vec<PeerReport>,
 }

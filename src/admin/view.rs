@@ -152,6 +152,20 @@ impl<S: Source> View<S> {
             routes: aws.routes.iter().map(|route| &*route.state).collect(),
             elastic_ips: aws.elastic_ips.len(),
         });
+        let fleet = status.fleet.as_ref().map(|fleet| metrics::Fleet {
+            gateways: fleet
+                .gateways
+                .iter()
+                .map(|known| (&*known.gateway, known.role == "active", known.host.is_some()))
+                .collect(),
+            takeovers: fleet.takeovers.iter().map(|(why, times)| (&**why, *times)).collect(),
+            last_takeover_seconds: fleet.last_takeover_seconds,
+            peers: fleet
+                .peers
+                .iter()
+                .map(|known| (&*known.peer, known.state == "alive", known.round_trip_seconds))
+                .collect(),
+        });
         Ok(metrics::render(&metrics::Sample {
             version: &status.version,
             datapath: &status.datapath,
@@ -162,6 +176,7 @@ impl<S: Source> View<S> {
             listeners: &listeners,
             session_log: self.source.session_log(),
             aws,
+            fleet,
             drivers: &drivers,
         }))
     }

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use tokio::time::Instant;
 
 use super::call::Failure;
 use super::ec2::{Ec2, PrivateAddress, Route, RouteTable, Tables};

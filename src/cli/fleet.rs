@@ -79,7 +79,6 @@ mod tests {
         let fleet = FleetReport {
             name: "az-a".to_owned(),
             health: "well".to_owned(),
-            leaving: false,
             gateways: vec![
                 GatewayReport {
                     gateway: "az-a".to_owned(),
@@ -115,6 +114,7 @@ mod tests {
                     ..PeerReport::default()
                 },
             ],
+            ..FleetReport::default()
         };
         let mut text = Vec::new();
         write(&mut text, &fleet).unwrap();

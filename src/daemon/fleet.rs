@@ -19,7 +19,7 @@ use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Place, 
 use crate::config::{self, Aws, PeerKey, RouteTables};
 use crate::failover::{
     Action, Call, CallError, CallId, Config, Done, Event, Fleet, Gateway, Health, Held, Hello, Host, Life,
-    Observation, Role, Timing,
+    Observation, Role, Timing, Why,
 };
 use crate::peer::{self, Link};
 use crate::time;
@@ -83,6 +83,9 @@ struct Tender {
     /// Public addresses by allocation, as observed.
     public: BTreeMap<String, Ipv4Addr>,
     held: BTreeMap<String, Vec<Held>>,
+    /// Gateways that came here, by why, and what the last of these took.
+    takeovers: BTreeMap<&'static str, u64>,
+    last_takeover: Option<Duration>,
     /// Why a gateway was last not handed over.
     not_handed_over: BTreeMap<String, String>,
     /// The latest complaint about calls, so that each is made once.
@@ -144,6 +147,8 @@ impl Tender {
             leaving: false,
             public: BTreeMap::new(),
             held: BTreeMap::new(),
+            takeovers: ["free", "silence", "unwell", "hand_over"].map(|why| (why, 0)).into(),
+            last_takeover: None,
             not_handed_over: BTreeMap::new(),
             complaint: None,
             places: 0,
@@ -228,7 +233,8 @@ impl Tender {
             }
             Action::Observe { id, gateways } => {
                 let executor = self.executor.clone();
-                self.doing.spawn(async move { Finished::Observed(id, executor.observe(&gateways).await) });
+                self.doing
+                    .spawn(async move { Finished::Observed(id, Box::pin(executor.observe(&gateways)).await) });
             }
             Action::Call { id, begin_by, .. } if self.now() > begin_by => {
                 self.fleet.handle_outcome(self.now(), id, Err(CallError::NotMade));
@@ -432,7 +438,7 @@ impl Tender {
                 }
             }
             Event::PeerHealth { peer, health } => {
-                tracing::warn!(peer, health = ?health, "peer's health changed")
+                tracing::warn!(peer, health = ?health, "peer's health changed");
             }
             Event::Moved { gateway, from, to } => {
                 self.not_handed_over.remove(gateway);
@@ -442,13 +448,17 @@ impl Tender {
             Event::Abandoned { gateway, why } => tracing::warn!(gateway, why = ?why, "not taken over"),
             Event::Active { gateway, why, took } => {
                 self.not_handed_over.remove(gateway);
+                if let Some(times) = self.takeovers.get_mut(came(*why)) {
+                    *times += 1;
+                    self.last_takeover = Some(*took);
+                }
                 tracing::info!(gateway, %why, seconds = took.as_secs_f64(), "gateway is here");
             }
             Event::FellBack { gateway } => {
                 tracing::error!(gateway, "nobody is well: routes lead to the standby nat gateway");
             }
             Event::TakenBack { gateway } => {
-                tracing::info!(gateway, "routes taken back from the standby nat gateway")
+                tracing::info!(gateway, "routes taken back from the standby nat gateway");
             }
             Event::StoodDown { gateway, host } => tracing::warn!(gateway, %host, "gateway is here no more"),
             Event::Mending { gateway, what } => tracing::warn!(gateway, what, "not as it should be, put back"),
@@ -492,7 +502,7 @@ impl Tender {
                 peer: peer.peer.clone(),
                 state: life(peer.life).to_owned(),
                 connected: peer.linked,
-                health: peer.health.map(|health| words(&health)),
+                health: peer.health.map(|health| words(health)),
                 leaving: peer.leaving,
                 silent_seconds: peer.silent_seconds,
                 round_trip_seconds: peer.round_trip_seconds,
@@ -515,8 +525,10 @@ impl Tender {
         });
         let report = FleetReport {
             name: status.name,
-            health: words(&status.health),
+            health: words(status.health),
             leaving: status.leaving,
+            takeovers: self.takeovers.iter().map(|(why, times)| ((*why).to_owned(), *times)).collect(),
+            last_takeover_seconds: self.last_takeover.map(|took| took.as_secs_f64()),
             gateways,
             peers,
         };
@@ -548,7 +560,9 @@ impl Tender {
         match serde_json::from_slice::<Vec<Hello>>(&text) {
             Ok(hellos) => {
                 let now = self.now();
-                hellos.into_iter().for_each(|hello| self.fleet.remember(now, hello));
+                for hello in hellos {
+                    self.fleet.remember(now, hello);
+                }
             }
             Err(error) => tracing::warn!(file = %file.display(), %error, "what peers had told is not readable"),
         }
@@ -647,6 +661,17 @@ fn what(call: &Call) -> String {
     }
 }
 
+/// As metrics have it.
+const fn came(why: Why) -> &'static str {
+    match why {
+        Why::Found => "found",
+        Why::Free => "free",
+        Why::Silence => "silence",
+        Why::Unwell => "unwell",
+        Why::HandOver(_) => "hand_over",
+    }
+}
+
 const fn role(role: Role) -> &'static str {
     match role {
         Role::Standby => "standby",
@@ -664,7 +689,7 @@ const fn life(life: Life) -> &'static str {
     }
 }
 
-fn words(health: &Health) -> String {
+fn words(health: Health) -> String {
     let mut unwell = Vec::new();
     if !health.worker {
         unwell.push("the packet worker does not answer");

@@ -194,6 +194,19 @@ metrics! {
     AWS_ELASTIC_IPS = "egret_aws_elastic_ips", Gauge, "addresses", [],
         "Elastic IPs of the pool that this instance has", "";
 
+    FLEET_ACTIVE = "egret_failover_gateway_active", Gauge, "boolean", ["gateway"],
+        "Whether this instance hosts the gateway, and has seen its addresses and routes here", "";
+    FLEET_HOSTED = "egret_failover_gateway_hosted", Gauge, "boolean", ["gateway"],
+        "Whether an instance of the fleet is known to host the gateway, this one or another", "";
+    FLEET_TAKEOVERS = "egret_failover_takeovers_total", Counter, "take-overs", ["why"],
+        "Gateways that came to this instance: free (nobody had it), silence or unwell (of its host), hand_over", "";
+    FLEET_LAST = "egret_failover_last_takeover_seconds", Gauge, "seconds", [],
+        "What the last of these took, from the decision until it was seen at EC2", "";
+    FLEET_PEER_ALIVE = "egret_failover_peer_alive", Gauge, "boolean", ["peer"],
+        "Whether the peer is heard", "";
+    FLEET_PEER_LAG = "egret_failover_peer_round_trip_seconds", Gauge, "seconds", ["peer"],
+        "How long the last heartbeat took there and back", "";
+
     ENA_EXCEEDED = "egret_ena_allowance_exceeded_total", Counter, "packets", ["interface", "allowance"],
         "Packets that the instance type's allowance held back or lost; interface is external or internal",
         "EC2 metrics of the ENA driver (ethtool -S)";

@@ -44,6 +44,8 @@ pub struct Sample<'a> {
     pub session_log: Option<SessionLogCounts>,
     /// Unset if AWS is not asked.
     pub aws: Option<Aws<'a>>,
+    /// Unset if this instance is in none.
+    pub fleet: Option<Fleet<'a>>,
     /// Of each interface (`external`, `internal`), what its driver counts.
     pub drivers: &'a [(&'a str, Vec<(String, u64)>)],
 }
@@ -71,6 +73,18 @@ pub struct Aws<'a> {
     pub elastic_ips: usize,
 }
 
+/// What is known of the fleet.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet<'a> {
+    /// Of each gateway, by name: whether it is active here, and whether it has a host.
+    pub gateways: Vec<(&'a str, bool, bool)>,
+    /// Gateways that came here, by why.
+    pub takeovers: Vec<(&'a str, u64)>,
+    pub last_takeover_seconds: Option<f64>,
+    /// Of each peer, by name: whether it is heard, and its round trip in seconds.
+    pub peers: Vec<(&'a str, bool, Option<f64>)>,
+}
+
 /// The text of a scrape.
 ///
 /// # Errors
@@ -89,6 +103,9 @@ pub fn render(sample: &Sample<'_>) -> Result<String, Error> {
     }
     if let Some(aws) = &sample.aws {
         add_aws(&mut page, aws);
+    }
+    if let Some(fleet) = &sample.fleet {
+        add_fleet(&mut page, fleet);
     }
     allowances(&mut page, sample.drivers);
     page.extend(ProcessCollector::for_self().collect());
@@ -211,6 +228,19 @@ fn add_aws(page: &mut Page, aws: &Aws<'_>) {
     let of = |state: &str| aws.routes.iter().filter(|route| **route == state).count();
     page.add(&AWS_ROUTES, states.map(|state| (vec![state], size(of(state)))));
     page.one(&AWS_ELASTIC_IPS, size(aws.elastic_ips));
+}
+
+fn add_fleet(page: &mut Page, fleet: &Fleet<'_>) {
+    let gateways = || fleet.gateways.iter();
+    page.add(&FLEET_ACTIVE, gateways().map(|(name, active, _)| (vec![*name], boolean(*active))));
+    page.add(&FLEET_HOSTED, gateways().map(|(name, _, hosted)| (vec![*name], boolean(*hosted))));
+    page.add(&FLEET_TAKEOVERS, fleet.takeovers.iter().map(|(why, times)| (vec![*why], count(*times))));
+    if let Some(seconds) = fleet.last_takeover_seconds {
+        page.one(&FLEET_LAST, seconds);
+    }
+    page.add(&FLEET_PEER_ALIVE, fleet.peers.iter().map(|(name, alive, _)| (vec![*name], boolean(*alive))));
+    let trips = fleet.peers.iter().filter_map(|(name, _, trip)| Some((vec![*name], (*trip)?)));
+    page.add(&FLEET_PEER_LAG, trips);
 }
 
 /// Other drivers than ENA have no such statistics, and get no such metrics.

@@ -1,6 +1,8 @@
 //! A VPC with several instances: each has a metadata service of its own, all have one EC2, and packets really go as its
 //! route tables and addresses say. Shared by the tests of failover, its demo, and a bench.
 
+#![allow(dead_code, reason = "each of its users needs another part")]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
