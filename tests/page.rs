@@ -76,7 +76,6 @@ impl Source for Daemon {
         Some(FleetReport {
             name: "az-a".to_owned(),
             health: "well".to_owned(),
-            leaving: false,
             gateways: vec![gateway("az-a", "active", Some("az-a")), gateway("az-b", "standby", None)],
             peers: vec![PeerReport {
                 peer: "az-b".to_owned(),
@@ -85,6 +84,7 @@ impl Source for Daemon {
                 last_error: Some("connection refused".to_owned()),
                 ..PeerReport::default()
             }],
+            ..FleetReport::default()
         })
     }
 

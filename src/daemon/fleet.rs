@@ -502,7 +502,7 @@ impl Tender {
                 peer: peer.peer.clone(),
                 state: life(peer.life).to_owned(),
                 connected: peer.linked,
-                health: peer.health.map(|health| words(health)),
+                health: peer.health.map(words),
                 leaving: peer.leaving,
                 silent_seconds: peer.silent_seconds,
                 round_trip_seconds: peer.round_trip_seconds,

@@ -2,6 +2,7 @@
 //! route tables and addresses say. Shared by the tests of failover, its demo, and a bench.
 
 #![allow(dead_code, reason = "each of its users needs another part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "it is a stub of tests")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
