@@ -21,7 +21,7 @@ LEAN := --release --no-default-features
 MOTO := target/moto/bin/moto_server
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-clean test moto check bench bench-cloud fuzz image image-test clean
+.PHONY: help demo demo-failover demo-clean test simulate moto check bench bench-cloud fuzz image image-test clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ test: ## all tests: units, properties, simulator, and real programs in namespace
 	cargo test --release
 	@echo 'the NAT once more, with every session in a fast path from its first packet on'
 	EGRET_OFFLOAD_AFTER=1 cargo test --release --test rfc --test engine --test properties
+
+simulate: ## try to break a fleet of instances in 10,000 ways, in simulated time (for every night)
+	EGRET_SEEDS=10000 cargo test $(LEAN) --test failover
 
 moto: $(MOTO) ## install moto, an EC2 for tests, from PyPI
 $(MOTO):

@@ -15,6 +15,8 @@ mod ec2;
 mod environment;
 #[path = "aws/failover.rs"]
 mod failover;
+#[path = "aws/failover_moto.rs"]
+mod failover_moto;
 #[path = "aws/fleet.rs"]
 mod fleet;
 #[path = "aws/http.rs"]

@@ -64,8 +64,8 @@ mod tests {
         for address in [there, "127.0.0.1:9".parse().unwrap()] {
             assert!(any_answers(vec![address]).await, "{address}");
         }
-        // Of a class that no host has (RFC 1112 section 4).
-        let nowhere: SocketAddr = "240.0.0.1:9".parse().unwrap();
+        // A group, to which there is no connection, and nothing is sent.
+        let nowhere: SocketAddr = "224.0.0.1:9".parse().unwrap();
         assert!(any_answers(vec![nowhere, there]).await);
         let (_probes, asked) = watch::channel(vec![nowhere]);
         let (told, mut reached) = watch::channel(None);

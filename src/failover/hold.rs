@@ -1,6 +1,6 @@
 //! Hosting a gateway: the rest of its addresses and its routes, the fallback, and handing it over.
 
-use super::action::{Action, Call};
+use super::action::{Action, Call, Route};
 use super::config::Failback;
 use super::event::{Event, Host, Life, NotHandedOver, OrderError, Why};
 use super::gateway::{SETTLED, Tracked, key};
@@ -114,7 +114,7 @@ impl Tracked {
             (Way::Fallback(_), Some(nat)) => nat.clone(),
             _ => view.me.eni.clone(),
         };
-        let (mut calls, mut waits, mut at_peer) = (Vec::new(), false, false);
+        let (mut calls, mut waits, mut at_peer, mut at_stranger) = (Vec::new(), false, false, false);
         for (table, destination) in self.definition.routes() {
             let route = self.route(table, destination);
             if route.is_some_and(|route| route.target == target) {
@@ -127,15 +127,19 @@ impl Tracked {
                 waits = true;
                 continue;
             }
-            at_peer |= route
-                .and_then(|route| view.instance(&route.target))
-                .is_some_and(|instance| instance != view.me.name);
+            let instance = route.and_then(|route| view.instance(&route.target));
+            at_peer |= instance.is_some_and(|instance| instance != view.me.name);
+            let forwards = |route: &Route| route.active && route.target.starts_with("eni-");
+            at_stranger |= instance.is_none() && route.is_some_and(forwards);
             let (table, exists, target) = (table.clone(), route.is_some(), target.clone());
             calls.push(Call::Route { table, destination, target, exists });
         }
-        // What leads to a peer may have been led there by a new host, whose address EC2 does not show us yet.
+        // What leads to a peer may have been led there by a new host, whose address EC2 does not show us yet. What leads to
+        // a stranger when this instance comes may lead to a peer that has not been heard yet, and claims it too.
         let since = *self.drifting.get_or_insert(view.now);
-        if self.claim.is_none() && at_peer && view.now - since < SETTLED {
+        let has_come = self.claim.as_ref().is_some_and(|claim| matches!(claim.why, Why::Found | Why::Free));
+        let may_be_right = self.claim.is_none() && at_peer || has_come && at_stranger;
+        if may_be_right && view.now - since < SETTLED {
             out.hurry |= since == view.now;
             return true;
         }

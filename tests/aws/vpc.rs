@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -46,7 +47,7 @@ pub struct Vpc {
     stubs: Vec<Stub>,
 }
 
-type Stub = (oneshot::Sender<()>, JoinHandle<()>);
+pub type Stub = (oneshot::Sender<()>, JoinHandle<()>);
 
 impl Vpc {
     /// With so many instances, from 2 to 3, on which nothing runs yet; `quiet` as for a lab.
@@ -92,9 +93,7 @@ impl Vpc {
 
     /// The configuration of an instance with a gateway of its own, with `more` lines in its `[failover]` table.
     pub fn config_with(&self, index: usize, key: &str, more: &str) -> String {
-        let file = self.lab.directory().join(format!("peer-{index}.key"));
-        std::fs::write(&file, key).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let file = key_file(&self.lab, index, key);
         let peer = |other: usize| {
             let address = gateway_address(number(other));
             format!("{{ gateway = \"{}\", address = \"{address}:7946\" }}", NAMES[other])
@@ -144,6 +143,14 @@ pub fn number(index: usize) -> u8 {
     u8::try_from(index + 1).expect("few")
 }
 
+/// A key file of an instance.
+pub fn key_file(lab: &Lab, index: usize, key: &str) -> PathBuf {
+    let file = lab.directory().join(format!("peer-{index}.key"));
+    std::fs::write(&file, key).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    file
+}
+
 /// For each instance an interface, a route table and an Elastic IP that is free.
 fn world(count: usize) -> Ec2 {
     let mut ec2 = Ec2::new();
@@ -164,7 +171,7 @@ fn world(count: usize) -> Ec2 {
 }
 
 /// The metadata of an instance, whose primary address has a public one of its own.
-fn tree(index: usize) -> Tree {
+pub fn tree(index: usize) -> Tree {
     let mut tree = imds::tree_with_role();
     tree.retain(|path, _| !path.contains("ipv4-associations"));
     let (private, public) = (gateway_address(number(index)), public_of_host(number(index)));
@@ -182,7 +189,7 @@ fn tree(index: usize) -> Tree {
 }
 
 /// A server in a host's namespace, and its address.
-fn in_namespace<F: Future<Output = SocketAddr>>(
+pub fn in_namespace<F: Future<Output = SocketAddr>>(
     host: &Host,
     serve: impl FnOnce() -> F + Send + 'static,
 ) -> Result<(SocketAddr, Stub)> {
