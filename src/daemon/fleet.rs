@@ -341,11 +341,12 @@ impl Tender {
                 self.publish();
                 let _ = answer.send(ordered.map(|()| gateway));
             }
-            Order::Leave(leaving) => {
+            Order::Leave { leaving, heard } => {
                 self.leaving = leaving;
                 self.fleet.handle_leaving(now, leaving);
                 self.follow();
                 self.publish();
+                let _ = heard.send(());
             }
             Order::Configure(config) => self.reconfigure(config),
         }

@@ -41,7 +41,11 @@ pub(super) enum Order {
         answer: oneshot::Sender<Result<String, String>>,
     },
     /// This instance is about to stop, or after all it is not.
-    Leave(bool),
+    Leave {
+        leaving: bool,
+        /// Answered once gateways are offered.
+        heard: oneshot::Sender<()>,
+    },
     Configure(Failover),
 }
 
@@ -129,9 +133,13 @@ impl Gateways {
         answered.await.map_err(|_| nobody.to_owned())?
     }
 
-    /// Offers all gateways to others, or takes that back.
+    /// Offers all gateways to others, or takes that back. When it is done, [`Self::left`] knows of it.
     pub(super) async fn leave(&self, leaving: bool) {
-        let _ = self.orders.send(Order::Leave(leaving)).await;
+        let (heard, is_heard) = oneshot::channel();
+        // Without anybody to hear it, there is nothing to hand over.
+        if self.orders.send(Order::Leave { leaving, heard }).await.is_ok() {
+            let _ = is_heard.await;
+        }
     }
 
     /// Waits until nothing is left to be handed over, but not for longer than that may take.

@@ -175,12 +175,12 @@ impl Ping {
         self.process.signal(Signal::SIGINT)?;
         self.process.wait(DEADLINE)?;
         let log = self.process.log();
-        let line = log.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
-        let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|text| text.parse::<u32>().ok());
-        let (Some(sent), Some(received)) = (numbers.next(), numbers.next()) else {
-            return Err(Failure::new(format!("ping said {log}")));
-        };
-        Ok((sent, sent - received))
+        // What was asked last may have had no time to be answered.
+        let sequence = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<u32>().ok();
+        let answered: Vec<u32> =
+            log.lines().filter(|line| line.contains("time=")).filter_map(sequence).collect();
+        let sent = answered.iter().max().copied().ok_or_else(|| Failure::new(format!("ping said {log}")))?;
+        Ok((sent, sent - u32::try_from(answered.len())?))
     }
 }
 
