@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
@@ -364,7 +364,8 @@ impl Shared {
                 }
             },
         };
-        let Some((mut to_target, mut claim)) = self.connect(&config, address).await else {
+        let speaks_first = header.is_some() || client.has_spoken();
+        let Some((mut to_target, mut claim)) = self.connect(&config, address, speaks_first).await else {
             refuse(client.socket());
             self.counted.unserved.fetch_add(1, Ordering::Relaxed);
             if config.access_log {
@@ -400,13 +401,19 @@ impl Shared {
     }
 
     /// A connection to a target, with the claim on it: to the best one, or to another if that cannot be had.
-    async fn connect(&self, config: &Config, client: SocketAddr) -> Option<(TcpStream, Claim<'_>)> {
+    /// `speaks_first`: there is something to be sent as soon as there is a connection.
+    async fn connect(
+        &self,
+        config: &Config,
+        client: SocketAddr,
+        speaks_first: bool,
+    ) -> Option<(TcpStream, Claim<'_>)> {
         let mut tried = Vec::new();
         while tried.len() < MOST_TRIES
             && let Some(claim) = self.group.claim(client, &tried)
         {
             let start = Instant::now();
-            let attempt = timeout(config.connect_timeout, TcpStream::connect(claim.target)).await;
+            let attempt = timeout(config.connect_timeout, connect_to(claim.target, speaks_first)).await;
             match attempt {
                 Ok(Ok(stream)) => {
                     lock(&self.connect_latency).observe(start.elapsed());
@@ -579,6 +586,17 @@ async fn take_header(client: &mut TcpStream) -> Result<Header, HeaderError> {
 /// A peer that is gone is noticed after four intervals.
 fn keepalive(interval: Duration) -> TcpKeepalive {
     TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(3)
+}
+
+/// Connects. What is to be sent first then acknowledges the target's SYN as well: a packet less, and the target is woken
+/// once instead of twice.
+async fn connect_to(target: SocketAddr, speaks_first: bool) -> io::Result<TcpStream> {
+    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if speaks_first {
+        // Without it, all is as it was.
+        let _ = SockRef::from(&socket).set_tcp_quickack(false);
+    }
+    socket.connect(target).await
 }
 
 /// Closing then resets it.

@@ -2,12 +2,14 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use egret::balance::{self, Limits, Serving, State};
-use egret::forward::Config;
+use egret::forward::{Common, Config, Listener, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::target::{Target, call, callers, config, start, wait_healthy, wait_state};
 
@@ -29,6 +31,29 @@ async fn healthy_targets_take_turns() {
     assert_eq!((names[0].as_str(), names[4].as_str(), names[5].as_str()), ("one", "one", "other"));
     let (_, mut stream) = call(address).await.unwrap();
     assert!(works(&mut stream).await);
+}
+
+#[tokio::test]
+async fn what_a_client_has_said_already_comes_with_the_acknowledgement_of_the_targets_syn() {
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = config(&[target.local_addr().unwrap()]);
+    // The client waits in the listener's queue, so that it is known to have spoken.
+    let socket = bind(config.listen).unwrap();
+    let mut client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    let _listener = Listener::start(config, socket, Arc::new(Common::default()), [7; 16]).unwrap();
+    let (stream, peer) = loop {
+        let (mut stream, peer) = target.accept().await.unwrap();
+        // A health check says nothing.
+        if stream.read(&mut [0; 8]).await.is_ok_and(|length| length > 0) {
+            break (stream, peer);
+        }
+    };
+    let here = stream.local_addr().unwrap().port();
+    let filter = format!("sport = :{here} and dport = :{}", peer.port());
+    let seen = Command::new("ss").args(["-tinH", &filter]).output().unwrap();
+    let seen = String::from_utf8(seen.stdout).unwrap();
+    assert!(seen.split_whitespace().any(|word| word == "segs_in:2"), "a SYN and data: {seen}");
 }
 
 #[tokio::test]

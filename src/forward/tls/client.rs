@@ -3,12 +3,14 @@
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy, sink, split};
 use tokio::net::TcpStream;
@@ -63,6 +65,18 @@ impl Client {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => &stream.get_ref().0.0,
+        }
+    }
+
+    /// Whether there is something to be passed on already. Of TLS nobody knows before it is read.
+    pub(in crate::forward) fn has_spoken(&self) -> bool {
+        match self {
+            Self::Plain(stream) => {
+                let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+                // Unlike a read it leaves an error for the relay, which tells a reset from an end.
+                nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+            }
+            Self::Tls(_) => false,
         }
     }
 
