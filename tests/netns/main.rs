@@ -11,6 +11,7 @@ mod suite;
 mod api;
 mod doctor;
 mod observation;
+mod operations;
 mod pressure;
 mod services;
 mod targets;

@@ -32,7 +32,7 @@ fn python(name: &str) -> String {
 }
 
 /// `sockets.py serve` on a host, once it answers.
-fn serve(host: &Host, port: u16) -> Result<Process> {
+pub fn serve(host: &Host, port: u16) -> Result<Process> {
     let process = host.spawn(&format!("{} serve {port}", python("sockets.py")))?;
     host.wait_listening(lab::Transport::Udp, port)?;
     host.wait_listening(lab::Transport::Tcp, port)?;
