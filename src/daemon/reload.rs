@@ -10,11 +10,10 @@ use crate::forward::Mode;
 use crate::nat;
 
 impl Running {
-    /// Reads the file again and applies what can be applied; says what needs a restart.
+    /// Reads the file and the tags again and applies what can be applied; says what needs a restart.
     pub(super) async fn reload(&mut self) {
-        let file = self.options.config.clone();
-        tracing::info!(file = %file.display(), "reloading the configuration");
-        let config = match config::load(&file) {
+        tracing::info!(file = %self.sources.file().display(), "reloading the configuration");
+        let config = match self.sources.load(&self.proc).await {
             Ok(config) => config,
             Err(problems) => {
                 for problem in &problems {
@@ -23,6 +22,7 @@ impl Running {
                 return;
             }
         };
+        log_settings(&config);
         log_warnings(&config);
         match self.adopt(config).await {
             Ok(()) => tracing::info!("configuration reloaded"),
@@ -47,6 +47,10 @@ impl Running {
         let applied = self.cloud.applied();
         if applied == self.applied {
             return;
+        }
+        if self.sources.lacks_tags() {
+            // The metadata service has come to speak.
+            self.reload().await;
         }
         let before = self.description.borrow().nat.clone();
         if let Err(problems) = self.adopt(self.config.clone()).await {
@@ -195,6 +199,13 @@ fn switch(switch: Switch) -> String {
         Switch::Off => "false",
     }
     .to_owned()
+}
+
+/// Says what is not set where an operator looks first.
+pub(super) fn log_settings(config: &Config) {
+    for set in &config.set {
+        tracing::info!(key = set.key, by = %set.origin, "configuration key is set outside of the file");
+    }
 }
 
 /// Says what is doubtful in a file that is used all the same.
