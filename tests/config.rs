@@ -4,6 +4,8 @@
 
 #[path = "config/failover.rs"]
 mod failover;
+#[path = "config/import.rs"]
+mod import;
 #[path = "config/settings.rs"]
 mod settings;
 

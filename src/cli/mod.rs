@@ -11,6 +11,7 @@ mod drain;
 mod environment;
 mod fleet;
 mod handover;
+mod import;
 mod log_level;
 mod peer_key;
 mod sessions;
@@ -49,6 +50,11 @@ enum Command {
     ///
     /// Exit code: 0 if it is valid, 1 if not.
     CheckConfig(check_config::Arguments),
+    /// Write the configuration that means the same as that of another NAT instance (fck-nat, alternat), and say what has
+    /// no equivalent.
+    ///
+    /// Exit code: 0, or 1 if a file cannot be read, or it is not clear whose it is.
+    Import(import::Arguments),
     /// Show how the daemon is.
     ///
     /// Exit code: 0 if it is ready, 1 if it runs and is not ready, 2 if it gives no answer.
@@ -132,6 +138,7 @@ impl Cli {
             Command::Run(run) if run.foresee => foresee(run),
             Command::Run(run) => Ok(execute_run(run)),
             Command::CheckConfig(arguments) => check_config::execute(&arguments),
+            Command::Import(arguments) => import::execute(&arguments),
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
