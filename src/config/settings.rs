@@ -63,11 +63,12 @@ impl Settings {
         Self { variables, tags: Vec::new() }
     }
 
-    /// These with the tags of an instance: `egret:nat.port_range` is `nat.port_range`. Of others nothing is taken.
+    /// These with the tags of an instance: `egret:nat.port_range` is `nat.port_range`. Of others than `egret:*` nothing
+    /// is taken, nor is `egret:gateway`.
     #[must_use]
     pub fn with_tags(self, tags: &BTreeMap<String, String>) -> Self {
         let ours = tags.iter().filter_map(|(key, text)| {
-            let path = key.strip_prefix(TAG_PREFIX)?;
+            let path = key.strip_prefix(TAG_PREFIX).filter(|_| key != MARK)?;
             Setting::new(Origin::Tag(Arc::from(key.as_str())), path.to_owned(), text)
         });
         Self { tags: ours.collect(), ..self }
@@ -212,6 +213,9 @@ fn moved<'t>(value: DeValue<'t>, span: &Range<usize>) -> DeValue<'t> {
 const VARIABLE_PREFIX: &str = "EGRET_";
 /// What is logged, which is set before there is a configuration.
 const LOG: &str = "EGRET_LOG";
+
+/// What marks a resource as Egret's, for the policy of its role (`docs/iam-policy.json`).
+const MARK: &str = "egret:gateway";
 
 /// What a tag may set: how packets are translated and moved, and what is looked after at EC2. Whoever may write tags is
 /// not to open ports towards the world, or to have files written.

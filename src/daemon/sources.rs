@@ -72,7 +72,8 @@ impl Sources {
             Ok(tags) => self.tags = Some(tags),
             Err(error) => {
                 let error = with_causes(&*error);
-                tracing::warn!(error, "instance tags not known, going on without news of them");
+                // A metadata service that says nothing at all is warned of where its facts are missed.
+                tracing::info!(error, "instance tags not known, going on without news of them");
             }
         }
     }

@@ -27,8 +27,7 @@ fn import(test: &str, files: &[(&str, &str)], options: &[&str]) -> Output {
 fn imported(test: &str, name: &str, text: &str) -> (Config, String) {
     let (code, out, err) = import(test, &[(name, text)], &[]);
     assert_eq!(code, Some(0), "{err}");
-    let config = parse(&out).unwrap_or_else(|problems| panic!("{problems}\n{out}"));
-    (config, err)
+    (parse(&out).expect(&out), err)
 }
 
 #[test]

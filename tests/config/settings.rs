@@ -132,10 +132,13 @@ fn what_is_empty_is_not_set() {
 }
 
 #[test]
-fn other_variables_are_left_alone() {
+fn other_variables_and_tags_are_left_alone() {
     let settings =
         variables(&[("EGRET_LOG", "debug"), ("PATH", "/bin"), ("egret_nat", "x"), ("XEGRET_NAT", "x")]);
     assert_eq!(settings, Settings::default());
+    // It says whose an instance is, to others.
+    let marked = Settings::default().with_tags(&tags(&[("egret:gateway", "az-a"), ("Name", "gate")]));
+    assert_eq!(marked, Settings::default());
 }
 
 #[test]

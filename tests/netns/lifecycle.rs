@@ -117,7 +117,10 @@ fn variables_stand_above_the_file_at_the_start_and_at_a_reload() -> Result {
     let mut refused = Egret::spawn_under(lab.nat(), &lab.config(""), &["env", "EGRET_NAT__PORTRANGE=1-2"])?;
     assert!(!refused.process.wait(DEADLINE)?.success());
     let said = refused.process.log();
-    assert!(said.contains("variable EGRET_NAT__PORTRANGE") && said.contains("EGRET_NAT__PORT_RANGE?"), "{said}");
+    assert!(
+        said.contains("variable EGRET_NAT__PORTRANGE") && said.contains("EGRET_NAT__PORT_RANGE?"),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -10,7 +10,16 @@ pub(super) fn import(draft: &mut Draft, key: &str, value: &str) {
     let list = || value.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>();
     match key {
         // One of them, in both: the first that is free.
-        "eip_allocation_ids_csv" => draft.set(&about, "aws", "elastic_ips", list()),
+        "eip_allocation_ids_csv" => {
+            draft.set(&about, "aws", "elastic_ips", list());
+            if list().len() > 1 {
+                draft.note(
+                    &about,
+                    "One of them is taken, the first that is free. With a section [failover] all of them would\n\
+                     belong to this gateway: leave to each its own.",
+                );
+            }
+        }
         "route_table_ids_csv" => draft.set(&about, "aws", "route_tables", list()),
         "enable_ssm" | "enable_cloudwatch_agent" if value == "false" => {}
         "enable_ssm" => draft.note(&about, "Whether there is an SSM agent is the image's business."),
