@@ -98,7 +98,7 @@ pub(super) fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     } else {
         print(|out| out.write_all(imported.toml.as_bytes()))?;
         for Note { about, says } in &imported.notes {
-            eprintln!("{about}: {}", says.replace('\n', " "));
+            eprintln!("{about}: {}", says.replace('\n', "\n  "));
         }
     }
     Ok(ExitCode::SUCCESS)
