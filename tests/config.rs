@@ -4,13 +4,17 @@
 
 #[path = "config/failover.rs"]
 mod failover;
+#[path = "config/import.rs"]
+mod import;
+#[path = "config/settings.rs"]
+mod settings;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, RouteTables, Switch};
+use egret::config::{self, CloudFacts, Config, HostFacts, ResolveError, RouteTables, Settings, Switch};
 use egret::datapath::{Choice, Interface, XdpConfig};
 #[cfg(feature = "aws")]
 use egret::forward::Source;
@@ -469,16 +473,16 @@ fn what_is_rendered_means_the_same() {
 
 #[test]
 fn a_file_has_to_exist_and_to_be_of_a_sane_size() {
-    let directory = scratch("files");
-    let missing = config::load(&directory.join("missing.toml")).unwrap_err().to_string();
+    let (directory, alone) = (scratch("files"), Settings::default());
+    let missing = config::load(&directory.join("missing.toml"), &alone).unwrap_err().to_string();
     assert!(missing.contains("missing.toml: no such file"), "{missing}");
-    let unreadable = config::load(&directory).unwrap_err().to_string();
+    let unreadable = config::load(&directory, &alone).unwrap_err().to_string();
     assert!(unreadable.contains("cannot be read"), "{unreadable}");
     let path = directory.join("long.toml");
     std::fs::write(&path, " ".repeat(1 << 20)).unwrap();
-    config::load(&path).unwrap();
+    config::load(&path, &alone).unwrap();
     std::fs::write(&path, " ".repeat((1 << 20) + 1)).unwrap();
-    let long = config::load(&path).unwrap_err().to_string();
+    let long = config::load(&path, &alone).unwrap_err().to_string();
     assert!(long.contains("longer than 1048576 bytes"), "{long}");
 }
 

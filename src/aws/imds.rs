@@ -109,6 +109,31 @@ impl Imds {
             .unwrap_or(Err(Error::Timeout(WHOLE_TIMEOUT)))
     }
 
+    /// The instance's tags whose keys begin with `prefix`; at most 5 s. None if the instance does not let its tags be
+    /// told.
+    ///
+    /// # Errors
+    /// The service cannot be reached, or answers something malformed.
+    pub async fn tags(&self, prefix: &str) -> Result<BTreeMap<String, String>, Error> {
+        tokio::time::timeout(WHOLE_TIMEOUT, self.read_tags(prefix))
+            .await
+            .unwrap_or(Err(Error::Timeout(WHOLE_TIMEOUT)))
+    }
+
+    async fn read_tags(&self, prefix: &str) -> Result<BTreeMap<String, String>, Error> {
+        let mut tags = BTreeMap::new();
+        for key in self.list(TAGS, tag_key).await? {
+            if !key.starts_with(prefix) {
+                continue;
+            }
+            // One that was taken away since the list was made is none.
+            if let Some(value) = self.get(&format!("{TAGS}/{key}")).await? {
+                tags.insert(key, value);
+            }
+        }
+        Ok(tags)
+    }
+
     async fn read_instance(&self) -> Result<Instance, Error> {
         let id = self.one("instance-id", |value| resource_id("i-", value)).await?;
         let region = self.one("placement/region", placement).await?;
@@ -116,13 +141,7 @@ impl Imds {
         let mac = self.one("mac", mac_address).await?;
         let path = format!("network/interfaces/macs/{mac}/vpc-id");
         let vpc = self.one(&path, |value| resource_id("vpc-", value)).await?;
-        let mut tags = BTreeMap::new();
-        for key in self.list(TAGS, tag_key).await? {
-            // One that was taken away since the list was made is none.
-            if let Some(value) = self.get(&format!("{TAGS}/{key}")).await? {
-                tags.insert(key, value);
-            }
-        }
+        let tags = self.read_tags("").await?;
         Ok(Instance { id, region, availability_zone, vpc, tags })
     }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::environment::Environment;
 use super::{Format, print, print_json};
 use crate::config::DEFAULT_PATH;
 use crate::daemon::doctor::{Examination, Finding, Remedy, Report, Severity, examine};
@@ -15,6 +16,8 @@ pub(super) struct Arguments {
     /// The configuration file.
     #[arg(long, default_value = DEFAULT_PATH)]
     config: PathBuf,
+    #[command(flatten)]
+    environment: Environment,
     /// The daemon's control socket, in place of the file's admin.socket.
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -27,8 +30,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { config, socket, connect, output } = arguments;
-    let report = examine(&Examination { config, socket, connect })?;
+    let Arguments { config, environment, socket, connect, output } = arguments;
+    let variables = environment.variables()?;
+    let report = examine(&Examination { config, variables, socket, connect })?;
     match output {
         Format::Text => print(|out| write(out, &report))?,
         Format::Json => print_json(&report)?,

@@ -4,10 +4,14 @@
 //! socket's. Output goes to standard output, and a reader who goes away early (`| head`) is no error; the log
 //! and errors go to standard error.
 
+mod assignments;
+mod check_config;
 mod doctor;
 mod drain;
+mod environment;
 mod fleet;
 mod handover;
+mod import;
 mod log_level;
 mod peer_key;
 mod sessions;
@@ -16,14 +20,14 @@ mod text;
 mod top;
 
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::admin::client;
-use crate::config::{self, DEFAULT_PATH, DEFAULT_SOCKET};
+use crate::config::{DEFAULT_PATH, DEFAULT_SOCKET};
 use crate::daemon::{self, LogFormat};
 
 /// A user-space NAT instance for a VPC.
@@ -42,17 +46,15 @@ enum Command {
     /// "debug"). Exit code: 0 when stopped by a signal, 1 when it could not start or failed. With --dry-run: 0, or 1 if
     /// something keeps the desired from being had.
     Run(Run),
-    /// Check a configuration file and print what holds with its defaults.
+    /// Check a configuration and print what holds with its defaults.
     ///
     /// Exit code: 0 if it is valid, 1 if not.
-    CheckConfig {
-        /// The file.
-        #[arg(default_value = DEFAULT_PATH)]
-        file: PathBuf,
-        /// Print nothing but what is wrong or doubtful.
-        #[arg(long)]
-        quiet: bool,
-    },
+    CheckConfig(check_config::Arguments),
+    /// Write the configuration that means the same as that of another NAT instance (fck-nat, alternat), and say what has
+    /// no equivalent.
+    ///
+    /// Exit code: 0, or 1 if a file cannot be read, or it is not clear whose it is.
+    Import(import::Arguments),
     /// Show how the daemon is.
     ///
     /// Exit code: 0 if it is ready, 1 if it runs and is not ready, 2 if it gives no answer.
@@ -135,7 +137,8 @@ impl Cli {
         match self.command {
             Command::Run(run) if run.foresee => foresee(run),
             Command::Run(run) => Ok(execute_run(run)),
-            Command::CheckConfig { file, quiet } => execute_check(&file, quiet),
+            Command::CheckConfig(arguments) => check_config::execute(&arguments),
+            Command::Import(arguments) => import::execute(&arguments),
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
@@ -188,31 +191,6 @@ fn foresee(run: Run) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if foreseen.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn execute_check(file: &Path, quiet: bool) -> anyhow::Result<ExitCode> {
-    match config::load(file) {
-        Ok(config) => {
-            for warning in &config.warnings {
-                eprintln!("warning: {warning}");
-            }
-            if quiet {
-                return Ok(ExitCode::SUCCESS);
-            }
-            print(|out| {
-                match &config.file {
-                    Some(file) => writeln!(out, "# {}: valid; with its defaults it says:", file.display())?,
-                    None => writeln!(out, "# no file at {DEFAULT_PATH}; the defaults are:")?,
-                }
-                out.write_all(config::render(&config).as_bytes())
-            })?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(problems) => {
-            eprintln!("{problems}");
-            Ok(ExitCode::FAILURE)
-        }
-    }
 }
 
 /// Writes to standard output. A reader who has gone is no error.

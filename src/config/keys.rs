@@ -1,4 +1,4 @@
-//! Which keys exist, and what was probably meant by one that does not.
+//! Which keys exist, which of them are lists, and what was probably meant by one that does not exist.
 
 use super::reader::{Reader, Section, alternatives};
 
@@ -59,6 +59,48 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("session_log", &["to", "opened", "new_destinations", "lines_per_second"]),
     ("admin", &["listen", "socket", "nat_gateway_price_per_gb"]),
 ];
+
+/// Those whose value is an array of strings, and nothing else.
+const LISTS: &[&str] = &[
+    "nat.internal",
+    "nat.bypass",
+    "aws.route_tables",
+    "aws.routes",
+    "aws.elastic_ips",
+    "failover.egress_probes",
+];
+
+/// Whether the value of the key with this path is an array of strings.
+pub(super) fn is_list(path: &str) -> bool {
+    LISTS.contains(&path)
+}
+
+/// What is wrong with a path that should lead to a key, with every key as `spell` writes it.
+pub(super) fn check_path(path: &str, spell: impl Fn(&str) -> String) -> Result<(), String> {
+    let section = |path: &str| SECTIONS.iter().find(|(section, _)| *section == path);
+    if let Some((_, keys)) = section(path).filter(|_| !path.is_empty()) {
+        let first = keys.first().map(|name| spell(&join(path, name))).unwrap_or_default();
+        return Err(format!("is a section; set its keys, such as {first}"));
+    }
+    let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
+    if section(parent).is_some_and(|(_, keys)| keys.contains(&name)) {
+        return Ok(());
+    }
+    let every = SECTIONS.iter().flat_map(|(section, keys)| keys.iter().map(|name| join(section, name)));
+    let likeness = |candidate: &str| match candidate.rsplit_once('.') {
+        Some((_, last)) if last == name => 1.0,
+        _ => strsim::normalized_damerau_levenshtein(&path.to_ascii_lowercase(), candidate),
+    };
+    let best = every
+        .filter(|candidate| path.len() <= LONGEST && section(candidate).is_none())
+        .map(|candidate| (likeness(&candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= LIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    Err(match best {
+        Some((_, candidate)) => format!("unknown key; did you mean {}?", spell(&candidate)),
+        None => "unknown key".to_owned(),
+    })
+}
 
 /// Notes every key of the document that is not known.
 pub(super) fn check(reader: &mut Reader<'_>, root: &Section<'_>) {

@@ -1,9 +1,9 @@
 //! The configuration file: TOML in, validated and typed configuration out.
 //!
-//! Owns what may stand in `egret.toml` ([`load`]) and how the parts that it leaves open follow from the host
-//! ([`resolve()`]). All problems of a file are reported at once, each with its line and key, what is wrong and
-//! what is allowed; nothing half-valid gets past this module. It reads the one file that it is given and
-//! nothing else: the host's facts are arguments.
+//! Owns what may stand in `egret.toml` ([`load`]), what may be set from outside of it ([`Settings`]), and how the parts
+//! that both leave open follow from the host ([`resolve()`]). All problems are reported at once, each with its line and
+//! key, what is wrong and what is allowed; nothing half-valid gets past this module. It reads the one file that it is
+//! given and nothing else: the host's facts, its environment and its tags are arguments.
 
 mod admin;
 mod aws;
@@ -17,6 +17,7 @@ mod reader;
 mod render;
 mod resolve;
 mod session_log;
+mod settings;
 mod targets;
 mod tls;
 
@@ -38,11 +39,12 @@ use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaus
 /// What is in `failover.key_file`.
 pub use crate::peer::Key as PeerKey;
 pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET, Price};
-pub use problem::{Problem, Problems};
+pub use problem::{Origin, Problem, Problems};
 use reader::{Reader, Section};
 pub use render::render;
 pub use resolve::{CloudFacts, HostFacts, ResolveError, Resolved, resolve};
 pub use session_log::{SessionLog, SessionLogTarget};
+pub use settings::{Set, Settings, TAG_PREFIX};
 
 /// Where the configuration is looked for if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/egret/egret.toml";
@@ -50,7 +52,7 @@ pub const DEFAULT_PATH: &str = "/etc/egret/egret.toml";
 /// The host's ephemeral ports while Egret runs. NAT's ports lie below them.
 pub const HOST_PORTS: RangeInclusive<u16> = 61_000..=65_535;
 
-/// What a file says, validated; what it leaves open is filled in by [`resolve()`].
+/// What a file and settings say, validated; what they leave open is filled in by [`resolve()`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The file that this was read from; unset if there was none at the default path.
@@ -65,7 +67,9 @@ pub struct Config {
     pub failover: Option<Failover>,
     pub admin: Admin,
     pub session_log: SessionLog,
-    /// What is doubtful in the file, in the order of the lines.
+    /// What is set from outside of the file.
+    pub set: Vec<Set>,
+    /// What is doubtful in the file, in the order of the lines, and tags that are left out.
     pub warnings: Vec<Problem>,
 }
 
@@ -228,18 +232,18 @@ impl Default for Admin {
     }
 }
 
-/// Reads a configuration file. If there is none at [`DEFAULT_PATH`], everything has its default and
-/// [`Config::file`] is unset; any other file has to exist.
+/// Reads a configuration file, under some settings. If there is none at [`DEFAULT_PATH`], everything else has its
+/// default and [`Config::file`] is unset; any other file has to exist.
 ///
 /// # Errors
 ///
-/// Everything that is wrong with the file, at once. If its TOML cannot be parsed, the first error of syntax.
-pub fn load(path: &Path) -> Result<Config, Problems> {
-    let file: Arc<Path> = Arc::from(path);
+/// Everything that is wrong with the file and the variables, at once. If its TOML cannot be parsed, the first error of
+/// syntax. A tag that is wrong is none: it is left out, with a warning.
+pub fn load(path: &Path, settings: &Settings) -> Result<Config, Problems> {
     match read(path) {
-        Ok(bytes) => parse(path, &bytes),
+        Ok(bytes) => parse_with(path, &bytes, settings),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
-            let config = parse(path, b"")?;
+            let config = parse_with(path, b"", settings)?;
             Ok(Config { file: None, ..config })
         }
         Err(error) => {
@@ -250,7 +254,7 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
                 std::io::ErrorKind::FileTooLarge => format!("longer than {MAX_BYTES} bytes, the most allowed"),
                 _ => format!("cannot be read: {error}"),
             };
-            Err(whole_file(file, message))
+            Err(whole_file(path, message))
         }
     }
 }
@@ -261,27 +265,61 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 ///
 /// As [`load`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
+    parse_with(path, bytes, &Settings::default())
+}
+
+/// As [`parse`], under some settings.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn parse_with(path: &Path, bytes: &[u8], settings: &Settings) -> Result<Config, Problems> {
+    let mut settings = settings.clone();
+    let mut left_out = Vec::new();
+    // Each round leaves out a tag at least.
+    loop {
+        match understand(path, bytes, &settings) {
+            Ok(mut config) => {
+                config.warnings.extend(left_out);
+                return Ok(config);
+            }
+            Err(Problems(problems)) if settings.has_tags() => {
+                left_out.extend(settings.leave_out(problems));
+            }
+            Err(Problems(mut problems)) => {
+                // Without a tag the rest may be wrong only because the tag was.
+                problems.extend(left_out);
+                return Err(Problems(problems));
+            }
+        }
+    }
+}
+
+fn understand(path: &Path, bytes: &[u8], settings: &Settings) -> Result<Config, Problems> {
     let file: Arc<Path> = Arc::from(path);
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
             let line = bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
             let message = "not UTF-8, as TOML has to be".to_owned();
-            let problem = Problem { file, line: Some(line), column: None, key: String::new(), message };
+            let origin = Origin::File(file);
+            let problem = Problem { origin, line: Some(line), column: None, key: String::new(), message };
             return Err(Problems(vec![problem]));
         }
     };
     let mut reader = Reader::new(text, Arc::clone(&file));
-    let document = match DeTable::parse(text) {
-        Ok(document) => document,
+    let mut document = match DeTable::parse(text) {
+        Ok(document) => document.into_inner(),
         Err(error) => {
             let position = error.span().map(|span| reader.position(span.start));
             let (line, column) = position.unzip();
             let message = format!("not TOML: {}", error.message());
-            return Err(Problems(vec![Problem { file, line, column, key: String::new(), message }]));
+            let origin = Origin::File(file);
+            return Err(Problems(vec![Problem { origin, line, column, key: String::new(), message }]));
         }
     };
-    let root = Section::root(document.get_ref());
+    let set = settings.put_into(&mut document, &mut reader);
+    let root = Section::root(&document);
     keys::check(&mut reader, &root);
     let datapaths = [Choice::Auto, Choice::Xdp, Choice::AfPacket].map(|choice| (choice.label(), choice));
     let datapath = reader.choice(&root, "datapath", &datapaths).unwrap_or_default();
@@ -307,6 +345,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Config, Problems> {
             failover,
             admin,
             session_log,
+            set,
             warnings,
         })
     } else {
@@ -328,8 +367,9 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn whole_file(file: Arc<Path>, message: String) -> Problems {
-    Problems(vec![Problem { file, line: None, column: None, key: String::new(), message }])
+fn whole_file(path: &Path, message: String) -> Problems {
+    let origin = Origin::File(Arc::from(path));
+    Problems(vec![Problem { origin, line: None, column: None, key: String::new(), message }])
 }
 
 /// The longest file that is read.

@@ -1,18 +1,40 @@
-//! What can be wrong with a configuration file, located.
+//! What can be wrong with a configuration, located.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// One thing that is wrong, or doubtful, in a configuration file.
+/// Who says what a key is set to.
+///
+/// Displayed as a message begins: `egret.toml`, `variable EGRET_NAT__MAPPING`, `tag egret:nat.mapping`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// As it was named to [`super::load`].
+    File(Arc<Path>),
+    /// Of the environment, by its name.
+    Variable(Arc<str>),
+    /// Of the instance, by its key.
+    Tag(Arc<str>),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Variable(name) => write!(f, "variable {}", name.escape_debug()),
+            Self::Tag(key) => write!(f, "tag {}", key.escape_debug()),
+        }
+    }
+}
+
+/// One thing that is wrong, or doubtful, in a configuration.
 ///
 /// Displayed on one line: `egret.toml:12: nat.mapping: "cone" is not known; use endpoint-independent or
 /// address-and-port-dependent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file as it was named to [`super::load`].
-    pub file: Arc<Path>,
-    /// Line, from 1; unset if the problem is with the file as a whole.
+    pub origin: Origin,
+    /// Line of the file, from 1; unset if the problem is with the file as a whole, or not in a file.
     pub line: Option<usize>,
     /// Column in characters, from 1; set for errors of TOML's syntax only.
     pub column: Option<usize>,
@@ -24,7 +46,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
+        write!(f, "{}:", self.origin)?;
         if let Some(line) = self.line {
             write!(f, "{line}:")?;
         }
@@ -38,7 +60,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong in a file: at least one problem, in the order of the lines.
+/// Everything that is wrong: at least one problem, in the order of the lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub(super) Vec<Problem>);
 

@@ -4,7 +4,7 @@
 //! under the key's line and path, says what is allowed, and gives `None`.
 
 use std::fmt::Display;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::Switch;
-use super::problem::Problem;
+use super::problem::{Origin, Problem};
 
 /// Collects problems and warnings while a document is read.
 pub(super) struct Reader<'i> {
@@ -21,6 +21,9 @@ pub(super) struct Reader<'i> {
     /// Where each line begins.
     lines: Vec<usize>,
     file: Arc<Path>,
+    /// Who else has put something into the document. The places of the first are one past the end of the text, those
+    /// of the second one further, and so on.
+    others: Vec<Origin>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
 }
@@ -55,7 +58,22 @@ pub(super) struct Located<T> {
 impl<'i> Reader<'i> {
     pub(super) fn new(text: &'i str, file: Arc<Path>) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, lines, file, problems: Vec::new(), warnings: Vec::new() }
+        Self { text, lines, file, others: Vec::new(), problems: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// The place of a key that is not set in the text.
+    pub(super) fn place_outside(&mut self, origin: Origin, key: &str) -> Place {
+        self.others.push(origin);
+        Place { key: key.to_owned(), offset: self.text.len() + self.others.len() }
+    }
+
+    /// Who says what stands there, and in which line of the file.
+    pub(super) fn origin(&self, place: &Place) -> (Origin, Option<usize>) {
+        let other = place.offset.checked_sub(self.text.len() + 1).and_then(|index| self.others.get(index));
+        match other {
+            Some(origin) => (origin.clone(), None),
+            None => (Origin::File(Arc::clone(&self.file)), Some(self.position(place.offset).0)),
+        }
     }
 
     /// Notes an error.
@@ -79,8 +97,8 @@ impl<'i> Reader<'i> {
     }
 
     fn problem(&self, place: &Place, message: String) -> Problem {
-        let line = Some(self.position(place.offset).0);
-        Problem { file: Arc::clone(&self.file), line, column: None, key: place.key.clone(), message }
+        let (origin, line) = self.origin(place);
+        Problem { origin, line, column: None, key: place.key.clone(), message }
     }
 
     /// The table under `key`, if there is one.
@@ -305,6 +323,13 @@ impl<'a> Section<'a> {
         };
         let key_path = if self.path.is_empty() { name } else { format!("{}.{name}", self.path) };
         Place { key: key_path, offset: key.span().start }
+    }
+}
+
+impl Place {
+    /// For what is put into a document there.
+    pub(super) const fn span(&self) -> Range<usize> {
+        self.offset..self.offset
     }
 }
 

@@ -2,7 +2,7 @@
 //! control socket, and supervises them until a signal comes.
 //!
 //! Owns the order in which things start and stop, and that the host is left as it was found. `SIGTERM` and
-//! `SIGINT` stop the daemon, `SIGHUP` reloads the file. It never touches a packet.
+//! `SIGINT` stop the daemon, `SIGHUP` reloads the configuration. It never touches a packet.
 
 #[cfg(feature = "aws")]
 mod aws;
@@ -28,6 +28,7 @@ mod reload;
 mod services;
 mod session_log;
 mod settings;
+mod sources;
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -65,6 +66,8 @@ use ready::{Change, Readiness};
 use services::Control;
 use session_log::SessionLog;
 use settings::HostSettings;
+use sources::Sources;
+pub use sources::{Unknown, instance_tags};
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -146,9 +149,10 @@ pub struct Foreseen {
 /// The configuration does not fit the host, or AWS does not say what there is.
 pub fn foresee(options: &Options) -> Result<Foreseen, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let config = config::load(&options.config)?;
+    let proc = Proc::at(Path::new("/proc"));
+    let config = runtime.block_on(Sources::new(&options.config).load(&proc))?;
     reload::log_warnings(&config);
-    let host = facts(&Proc::at(Path::new("/proc")))?;
+    let host = facts(&proc)?;
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
     runtime.block_on(cloud::foresee(&config.aws, &resolved)).map_err(Error::Cloud)
 }
@@ -178,6 +182,7 @@ impl Ends {
 struct Running {
     options: Options,
     proc: Proc,
+    sources: Sources,
     config: Config,
     /// What of the cloud is applied.
     applied: Applied,
@@ -393,13 +398,15 @@ async fn watch_readiness(handle: &Handle, began: Instant, readiness: &mut Readin
 
 /// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
 async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listeners, Worker), Error> {
-    let config = config::load(&options.config)?;
+    let proc = Proc::at(Path::new("/proc"));
+    let mut sources = Sources::new(&options.config);
+    let config = sources.load(&proc).await?;
     match &config.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
         None => tracing::info!(file = config::DEFAULT_PATH, "no configuration file, using the defaults"),
     }
+    reload::log_settings(&config);
     reload::log_warnings(&config);
-    let proc = Proc::at(Path::new("/proc"));
     refuse(checks::capabilities(&proc)?)?;
     let namespace = proc.lock_namespace()?.ok_or_else(|| Error::Refused(vec![Refusal::Running]))?;
     let socket = admin::bind(options.socket.as_deref().unwrap_or(&config.admin.socket))?;
@@ -474,6 +481,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
     let running = Running {
         options: options.clone(),
         proc,
+        sources,
         config,
         applied,
         description,

@@ -10,7 +10,7 @@ use crate::forward::Mode;
 use crate::nat;
 
 impl Running {
-    /// Reads the file again and applies what can be applied; says what needs a restart.
+    /// Reads the file and the tags again and applies what can be applied; says what needs a restart.
     pub(super) async fn reload(&mut self) {
         self.manager.reloading();
         let outcome = self.read_again().await;
@@ -22,10 +22,11 @@ impl Running {
     }
 
     async fn read_again(&mut self) -> Result<(), Vec<String>> {
-        let file = self.options.config.clone();
-        tracing::info!(file = %file.display(), "reloading the configuration");
-        let config = config::load(&file)
-            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        tracing::info!(file = %self.sources.file().display(), "reloading the configuration");
+        let config = self.sources.load(&self.proc).await;
+        let config =
+            config.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        log_settings(&config);
         log_warnings(&config);
         self.adopt(config).await?;
         tracing::info!("configuration reloaded");
@@ -44,6 +45,10 @@ impl Running {
         let applied = self.cloud.applied();
         if applied == self.applied {
             return;
+        }
+        if self.sources.lacks_tags() {
+            // The metadata service has come to speak.
+            self.reload().await;
         }
         let before = self.description.borrow().nat.clone();
         if let Err(problems) = self.adopt(self.config.clone()).await {
@@ -192,6 +197,13 @@ fn switch(switch: Switch) -> String {
         Switch::Off => "false",
     }
     .to_owned()
+}
+
+/// Says what is not set where an operator looks first.
+pub(super) fn log_settings(config: &Config) {
+    for set in &config.set {
+        tracing::info!(key = set.key, by = %set.origin, "configuration key is set outside of the file");
+    }
 }
 
 /// Says what is doubtful in a file that is used all the same.

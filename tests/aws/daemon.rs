@@ -150,6 +150,65 @@ fn empty_configuration_is_a_nat_instance_that_knows_itself() -> Result {
     Ok(())
 }
 
+/// Makes these the tags of the instance.
+fn tag(cloud: &Cloud, tags: &[(&str, &str)]) {
+    let keys: Vec<&str> = tags.iter().map(|(key, _)| *key).collect();
+    cloud.imds(|imds| {
+        imds.tree.insert("tags/instance".to_owned(), keys.join("\n"));
+        let of = |(key, text): &(&str, &str)| (format!("tags/instance/{key}"), (*text).to_owned());
+        imds.tree.extend(tags.iter().map(of));
+    });
+}
+
+#[test]
+fn tags_set_what_the_file_leaves_open_and_are_kept_while_nobody_tells_them() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    tag(&cloud, &[("Name", "gate"), ("egret:nat.bypass", "10.9.0.0/16"), ("egret:nat.mapping", "cone")]);
+    let mut egret = cloud.spawn(lab.nat(), "")?;
+    wait_for_status(lab.nat(), &egret, "bypass", &json!(["10.9.0.0/16"]))?;
+    let said = egret.process.log();
+    assert!(said.contains("tag egret:nat.mapping") && said.contains("the tag is left out"), "{said}");
+    tag(&cloud, &[("egret:nat.bypass", "10.8.0.0/16")]);
+    egret.reload("")?;
+    wait_for_status(lab.nat(), &egret, "bypass", &json!(["10.8.0.0/16"]))?;
+    cloud.imds(|imds| imds.answers = false);
+    egret.reload("[nat]\nexternal_mtu = 1400")?;
+    egret.process.wait_for_log("instance tags not known")?;
+    cloud.imds(|imds| imds.answers = true);
+    egret.reload("[nat]\nbypass = [\"10.7.0.0/16\"]")?;
+    wait_for_status(lab.nat(), &egret, "bypass", &json!(["10.7.0.0/16"]))?;
+    egret.process.wait_for_log("has no effect")?;
+    let said = egret.process.log();
+    assert!(!said.contains("configuration not reloaded"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn tags_that_do_not_fit_the_host_do_not_keep_it_from_starting() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    tag(&cloud, &[("egret:nat.external_interface", "none0")]);
+    let egret = cloud.spawn(lab.nat(), "")?;
+    wait_for_status(lab.nat(), &egret, "internal", &internal())?;
+    let said = egret.process.log();
+    assert!(said.contains("instance tags do not fit this host"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn tags_that_come_late_are_followed() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    tag(&cloud, &[("egret:nat.bypass", "10.9.0.0/16")]);
+    cloud.imds(|imds| imds.answers = false);
+    let egret = cloud.spawn(lab.nat(), "")?;
+    wait_for_status(lab.nat(), &egret, "bypass", &json!(["10.0.0.0/8"]))?;
+    cloud.imds(|imds| imds.answers = true);
+    wait_for_status(lab.nat(), &egret, "bypass", &json!(["10.9.0.0/16"]))?;
+    Ok(())
+}
+
 #[test]
 fn the_checks_of_both_interfaces_are_switched_off() -> Result {
     let lab = Lab::new(Options { arms: Arms::Two, ..Options::default() })?;

@@ -124,6 +124,30 @@ async fn the_instance_has_its_place_and_its_tags_if_they_may_be_told() {
 }
 
 #[tokio::test]
+async fn only_tags_that_are_asked_for_are_read() {
+    let mut tree = tree();
+    for (path, text) in [
+        ("tags/instance", "Name\negret:nat.mapping\negret:gone"),
+        ("tags/instance/egret:nat.mapping", "endpoint-independent"),
+    ] {
+        tree.insert(path.to_owned(), text.to_owned());
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let address = serve(move |request| {
+        if request.path.contains("/tags/instance/") {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        answer(&tree, request)
+    })
+    .await;
+    let tags = Imds::at(&format!("http://{address}")).unwrap().tags("egret:").await.unwrap();
+    let expected = [("egret:nat.mapping".to_owned(), "endpoint-independent".to_owned())];
+    assert_eq!(tags, expected.into());
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "the one that is gone, and the one that is there");
+}
+
+#[tokio::test]
 async fn an_instance_that_is_malformed_is_refused_and_named() {
     for (path, text) in [
         ("instance-id", "eni-0123456789abcdef0"),

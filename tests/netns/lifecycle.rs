@@ -93,6 +93,38 @@ fn reload_keeps_connections() -> Result {
 }
 
 #[test]
+fn variables_stand_above_the_file_at_the_start_and_at_a_reload() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let environment = ["env", "EGRET_NAT__PORT_RANGE=40000-40009", "EGRET_ADMIN__LISTEN=off"];
+    let mut egret = Egret::start_under(lab.nat(), &lab.config("port_range = \"1024-2000\""), &environment)?;
+    let external_port = |egret: &Egret| -> Result<u64> {
+        assert!(fetch(lab.client(1))?);
+        let port = egret.sessions("")?.first().and_then(|session| {
+            let external = session["external"].as_str()?;
+            external.rsplit_once(':')?.1.parse().ok()
+        });
+        Ok(port.unwrap_or_default())
+    };
+    assert!((40_000..=40_009).contains(&external_port(&egret)?));
+    let said = egret.process.log();
+    let tells = |line: &str| line.contains("set outside of the file") && line.contains("EGRET_NAT__PORT_RANGE");
+    assert!(said.lines().any(tells), "{said}");
+    egret.reload(&lab.config("port_range = \"3000-4000\""))?;
+    egret.process.wait_for_log("configuration reloaded")?;
+    assert!((40_000..=40_009).contains(&external_port(&egret)?));
+    egret.stop(DEADLINE)?;
+    let mut refused = Egret::spawn_under(lab.nat(), &lab.config(""), &["env", "EGRET_NAT__PORTRANGE=1-2"])?;
+    assert!(!refused.process.wait(DEADLINE)?.success());
+    let said = refused.process.log();
+    assert!(
+        said.contains("variable EGRET_NAT__PORTRANGE") && said.contains("EGRET_NAT__PORT_RANGE?"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
 fn change_of_the_datapath_waits_for_a_restart() -> Result {
     let lab = Lab::new(Options::default())?;
     let config = lab.config("");

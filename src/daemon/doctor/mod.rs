@@ -10,6 +10,7 @@ mod host;
 #[cfg(feature = "aws")]
 mod vpc;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::proc::Proc;
+use super::sources::Sources;
 use super::{Error, with_causes};
 use crate::admin::Status;
 use crate::admin::client::{self, Client};
@@ -31,6 +33,8 @@ use crate::config::{self, Config};
 pub struct Examination {
     /// The configuration file.
     pub config: PathBuf,
+    /// The environment in which the daemon runs.
+    pub variables: Vec<(OsString, OsString)>,
     /// The daemon's control socket, in place of the file's.
     pub socket: Option<PathBuf>,
     /// Where a connection out is tried to, `host:port` each.
@@ -137,10 +141,10 @@ pub fn examine(examination: &Examination) -> Result<Report, Error> {
 
 async fn look(examination: &Examination) -> Result<Report, Error> {
     let mut findings = Vec::new();
-    let config = configuration(&examination.config, &mut findings)?;
+    let proc = Proc::at(Path::new("/proc"));
+    let config = configuration(examination, &proc, &mut findings).await?;
     let socket = examination.socket.as_deref().unwrap_or(&config.admin.socket);
     let status = daemon(socket, &mut findings);
-    let proc = Proc::at(Path::new("/proc"));
     let facts = super::facts(&proc)?;
     let sides = host::Sides::find(&config, &facts);
     let connections = connections(&examination.connect);
@@ -159,11 +163,16 @@ async fn look(examination: &Examination) -> Result<Report, Error> {
     Ok(Report { findings })
 }
 
-/// The file, or the defaults in place of one that is not valid.
-fn configuration(path: &Path, findings: &mut Vec<Finding>) -> Result<Config, Error> {
+/// What the daemon would run with, or the defaults in place of what is not valid.
+async fn configuration(
+    examination: &Examination,
+    proc: &Proc,
+    findings: &mut Vec<Finding>,
+) -> Result<Config, Error> {
     const WHAT: &str = "configuration";
+    let path = &examination.config;
     let mend = || Remedy::run(format!("egret check-config {}", path.display()));
-    match config::load(path) {
+    match Sources::with_variables(path, examination.variables.clone()).load(proc).await {
         Ok(config) => {
             findings.push(match &config.file {
                 Some(file) => Finding::ok(WHAT, format!("{} is valid", file.display())),

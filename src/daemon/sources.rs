@@ -1,0 +1,123 @@
+//! Where the configuration comes from: the file, the variables of the environment above it, and the tags of the instance
+//! below it.
+//!
+//! Owns when tags are asked for, and what holds without an answer: those that were told before, and at the start none, as
+//! nothing waits for the metadata service for long.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::proc::Proc;
+use super::{facts, with_causes};
+use crate::config::{self, Config, Problems, ResolveError, Settings, Switch};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Sources {
+    file: PathBuf,
+    variables: Vec<(OsString, OsString)>,
+    /// Those that are meant for Egret, as they were told last; unset until they have been.
+    tags: Option<BTreeMap<String, String>>,
+    /// Whether tags were asked for in vain the last time.
+    in_vain: bool,
+}
+
+impl Sources {
+    /// The file, and the variables of this process.
+    pub(super) fn new(file: &Path) -> Self {
+        Self::with_variables(file, std::env::vars_os().collect())
+    }
+
+    pub(super) fn with_variables(file: &Path, variables: Vec<(OsString, OsString)>) -> Self {
+        Self { file: file.to_owned(), variables, tags: None, in_vain: false }
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Whether the tags should be known, and are not.
+    pub(super) const fn lacks_tags(&self) -> bool {
+        self.in_vain && self.tags.is_none()
+    }
+
+    /// Reads all of them again; takes some 2 s at most.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file and the variables. Tags that are wrong, or that do not fit the host, are
+    /// left out, which is a warning in the log, or of the configuration.
+    pub(super) async fn load(&mut self, proc: &Proc) -> Result<Config, Problems> {
+        let settings = Settings::from_variables(self.variables.iter().cloned());
+        let without = config::load(&self.file, &settings);
+        // What is wrong without tags may be right with them.
+        self.ask(without.as_ref().map_or(Switch::Auto, |config| config.aws.enabled)).await;
+        let Some(tags) = self.tags.as_ref().filter(|tags| !tags.is_empty()) else { return without };
+        let with = config::load(&self.file, &settings.with_tags(tags))?;
+        match (misfits(&with, proc), without) {
+            (errors, Ok(without)) if !errors.is_empty() && misfits(&without, proc).is_empty() => {
+                for error in errors {
+                    tracing::warn!(%error, "instance tags do not fit this host, all of them are left out");
+                }
+                Ok(without)
+            }
+            _ => Ok(with),
+        }
+    }
+
+    async fn ask(&mut self, aws: Switch) {
+        let Some(told) = tags(aws).await else { return };
+        self.in_vain = told.is_err();
+        match told {
+            Ok(tags) => self.tags = Some(tags),
+            Err(error) => {
+                let error = with_causes(&*error);
+                // A metadata service that says nothing at all is warned of where its facts are missed.
+                tracing::info!(error, "instance tags not known, going on without news of them");
+            }
+        }
+    }
+}
+
+/// What of a configuration this host cannot have.
+fn misfits(config: &Config, proc: &Proc) -> Vec<ResolveError> {
+    // That the host cannot be looked at is told by whoever needs to.
+    facts(proc).map(|host| config::resolve(config, &host).err().unwrap_or_default()).unwrap_or_default()
+}
+
+/// The tags of this instance that are meant for Egret, whatever the configuration says of AWS.
+///
+/// # Errors
+/// The metadata service does not tell them, or there is no AWS support.
+pub fn instance_tags() -> Result<BTreeMap<String, String>, Unknown> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let told = runtime.block_on(tags(Switch::On));
+    told.unwrap_or_else(|| Err("this egret was built without AWS support".into()))
+}
+
+/// Why tags are not known.
+pub type Unknown = Box<dyn std::error::Error + Send + Sync>;
+
+/// None if nobody is to be asked.
+#[cfg(feature = "aws")]
+async fn tags(aws: Switch) -> Option<Result<BTreeMap<String, String>, Unknown>> {
+    use crate::aws::Imds;
+    use std::time::Duration;
+
+    // Of an answer that comes from the host beside.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    if !super::aws::is_on(aws) {
+        return None;
+    }
+    let asked = tokio::time::timeout(PATIENCE, async { Imds::new().tags(config::TAG_PREFIX).await }).await;
+    Some(match asked {
+        Ok(told) => told.map_err(Into::into),
+        Err(_) => Err(format!("the metadata service has not answered within {PATIENCE:?}").into()),
+    })
+}
+
+#[cfg(not(feature = "aws"))]
+#[allow(clippy::unused_async, reason = "with AWS support it waits")]
+async fn tags(_: Switch) -> Option<Result<BTreeMap<String, String>, Unknown>> {
+    None
+}
