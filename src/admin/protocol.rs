@@ -295,7 +295,7 @@ pub struct GatewayReport {
     /// For how long the host has been the host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since_seconds: Option<f64>,
-    /// Why it came here.
+    /// Why it came to its host; absent while another host has not told it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub why: Option<String>,
     /// The age of what is known of it.

@@ -183,6 +183,11 @@ impl Fleet {
                 Message::Hello(_) => {}
                 Message::Heartbeat(heartbeat) => {
                     let before = peer.condition.health;
+                    for hosting in &heartbeat.hosts {
+                        if let Some(gateway) = self.gateways.get_mut(&hosting.gateway) {
+                            gateway.hear(hosting);
+                        }
+                    }
                     // Whatever the peer has done to a gateway, EC2 shows it.
                     self.out.hurry |= peer.heartbeat(now, heartbeat);
                     if let Some(health) = peer.condition.health
