@@ -2,8 +2,8 @@
 //!
 //! The daemon is in a VPC as on an instance, with stubs of the metadata service and of EC2. In turns, EC2 answers, closes
 //! every connection, says nothing, throttles, or answers rubbish, while the daemon is made to ask as often as it ever
-//! does; each time it is measured what TCP gets through, and what a packet of 64 bytes costs the worker. Nothing is
-//! asserted. It needs root.
+//! does; each time it is measured what TCP gets through, and what a packet of 64 bytes costs the worker. Before that, what
+//! memory it takes with AWS off and on. Nothing is asserted. It needs root.
 
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
@@ -61,6 +61,7 @@ fn compare(rounds: usize) -> Result {
     println!("  packet sockets (af_packet), one-armed, MTU 1500, GSO on; medians (least - most)\n");
     let vpc = Vpc::new(2, true)?;
     let toml = format!("datapath = \"af_packet\"\n[aws]\nroute_tables = [\"{TABLE}\"]\n");
+    memory(&vpc, &toml)?;
     let egret = vpc.spawn(0, &toml)?;
     vpc.lab
         .nat()
@@ -90,6 +91,24 @@ fn compare(rounds: usize) -> Result {
             ratios[1]
         );
     }
+    Ok(())
+}
+
+/// What the SDK takes: the same daemon, with AWS off, and on when its first pass is over and all is as desired.
+fn memory(vpc: &Vpc, toml: &str) -> Result {
+    let off = format!("{toml}enabled = false\n");
+    for (what, toml) in [("AWS off", off.as_str()), ("AWS on, after its first pass", toml)] {
+        let mut egret = vpc.spawn(0, toml)?;
+        let is_on = toml != off;
+        vpc.lab.nat().wait_for("its first pass", || {
+            let aws = &egret.status()?["aws"];
+            Ok(!is_on || aws["routes"][0]["state"] == "active" && aws["problems"] == serde_json::json!([]))
+        })?;
+        let resident = process::resident_bytes(egret.process.id())? as f64 / f64::from(1 << 20);
+        println!("{what:37} {resident:.1} MiB resident");
+        egret.stop(lab::DEADLINE)?;
+    }
+    println!();
     Ok(())
 }
 

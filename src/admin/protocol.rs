@@ -43,6 +43,10 @@ pub enum Request {
         gateway: Option<String>,
         to: String,
     },
+    /// `{"command":"declare_dead","peer":"az-b"}`
+    DeclareDead {
+        peer: String,
+    },
 }
 
 impl Request {
@@ -53,7 +57,10 @@ impl Request {
             Self::Status {} | Self::Sessions(_) | Self::Talkers { .. } | Self::LogLevel { filter: None } => {
                 false
             }
-            Self::LogLevel { filter: Some(_) } | Self::Drain { .. } | Self::Handover { .. } => true,
+            Self::LogLevel { filter: Some(_) }
+            | Self::Drain { .. }
+            | Self::Handover { .. }
+            | Self::DeclareDead { .. } => true,
         }
     }
 }
@@ -105,6 +112,10 @@ pub enum Response {
     /// This gateway is being handed over; what comes of it, the status tells.
     Offered {
         gateway: String,
+    },
+    /// These gateways are at a peer that is taken for dead; what becomes of them, the status tells.
+    Orphaned {
+        gateways: Vec<String>,
     },
     /// The request was not understood or could not be answered.
     Error(String),
@@ -295,7 +306,7 @@ pub struct GatewayReport {
     /// For how long the host has been the host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since_seconds: Option<f64>,
-    /// Why it came here.
+    /// Why it came to its host; absent while another host has not told it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub why: Option<String>,
     /// The age of what is known of it.

@@ -1,4 +1,4 @@
-//! What `egret doctor` asks EC2: how the VPC around our network interfaces is set up, and which calls are allowed.
+//! What `egret doctor` asks EC2, and Auto Scaling: how the VPC around our network interfaces is set up, and which calls are allowed.
 //!
 //! Changes nothing: what would write is only tried with `DryRun`, which EC2 answers with `DryRunOperation` where the
 //! call is allowed (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/CommonParameters.html>). Answers are
@@ -20,6 +20,7 @@ use super::call::{Calls, Failure, once};
 #[derive(Clone, Debug)]
 pub struct Survey {
     client: Client,
+    scaling: aws_sdk_autoscaling::Client,
     calls: Calls,
 }
 
@@ -90,14 +91,42 @@ pub struct Rule {
     pub has_references: bool,
 }
 
-/// A call that is tried without being made.
+/// An Elastic IP, and the id of the association that it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Associated {
+    pub allocation: String,
+    pub association: String,
+}
+
+/// What Egret calls and nobody can try: these have no `DryRun`.
+pub const WITHOUT_DRY_RUN: [&str; 2] = ["ec2:AssignPrivateIpAddresses", "autoscaling:CompleteLifecycleAction"];
+
+/// A call that is tried without being made, or made because it only looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    SwitchCheckOff { eni: String },
-    CreateRoute { table: String, destination: Ipv4Net, eni: String },
-    ReplaceRoute { table: String, destination: Ipv4Net, eni: String },
-    AssociateAddress { allocation: String, eni: String },
+    SwitchCheckOff {
+        eni: String,
+    },
+    CreateRoute {
+        table: String,
+        destination: Ipv4Net,
+        eni: String,
+    },
+    ReplaceRoute {
+        table: String,
+        destination: Ipv4Net,
+        eni: String,
+    },
+    AssociateAddress {
+        allocation: String,
+        eni: String,
+    },
+    DisassociateAddress(Associated),
     DescribeAddresses,
+    /// Of this instance.
+    DescribeAutoScalingInstances {
+        instance: String,
+    },
     DescribeInstances,
 }
 
@@ -110,6 +139,8 @@ impl Attempt {
             Self::CreateRoute { .. } => "ec2:CreateRoute",
             Self::ReplaceRoute { .. } => "ec2:ReplaceRoute",
             Self::AssociateAddress { .. } => "ec2:AssociateAddress",
+            Self::DisassociateAddress(_) => "ec2:DisassociateAddress",
+            Self::DescribeAutoScalingInstances { .. } => "autoscaling:DescribeAutoScalingInstances",
             Self::DescribeAddresses => "ec2:DescribeAddresses",
             Self::DescribeInstances => "ec2:DescribeInstances",
         }
@@ -121,8 +152,11 @@ impl Attempt {
         match self {
             Self::SwitchCheckOff { eni } => Some(eni),
             Self::CreateRoute { table, .. } | Self::ReplaceRoute { table, .. } => Some(table),
-            Self::AssociateAddress { allocation, .. } => Some(allocation),
-            Self::DescribeAddresses | Self::DescribeInstances => None,
+            Self::AssociateAddress { allocation, .. }
+            | Self::DisassociateAddress(Associated { allocation, .. }) => Some(allocation),
+            Self::DescribeAddresses | Self::DescribeInstances | Self::DescribeAutoScalingInstances { .. } => {
+                None
+            }
         }
     }
 }
@@ -131,7 +165,9 @@ impl Survey {
     /// With the credentials, region and endpoint of `config`; a call may take `within`. Makes no request yet.
     #[must_use]
     pub fn new(config: &SdkConfig, within: Duration) -> Self {
-        Self { client: Client::new(&once(config, within)), calls: Calls::default() }
+        let config = once(config, within);
+        let scaling = aws_sdk_autoscaling::Client::new(&config);
+        Self { client: Client::new(&config), scaling, calls: Calls::default() }
     }
 
     /// The network interfaces with these ids.
@@ -204,6 +240,25 @@ impl Survey {
         })
     }
 
+    /// Those of the Elastic IPs with these allocation ids that are associated.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn associated(&self, allocations: &[String]) -> Result<Vec<Associated>, Failure> {
+        // Without ids EC2 would give all there are.
+        if allocations.is_empty() {
+            return Ok(Vec::new());
+        }
+        let filter = Filter::builder().name("allocation-id").set_values(Some(allocations.to_vec())).build();
+        let request = self.client.describe_addresses().filters(filter);
+        let answer = self.calls.make("ec2:DescribeAddresses", request.send()).await?;
+        let associated = answer.addresses().iter().take(MAX_ITEMS).filter_map(|given| {
+            let (allocation, association) = (text(given.allocation_id())?, text(given.association_id())?);
+            Some(Associated { allocation, association })
+        });
+        Ok(associated.collect())
+    }
+
     /// Finds out whether a call would be allowed.
     ///
     /// # Errors
@@ -230,6 +285,14 @@ impl Survey {
             Attempt::AssociateAddress { allocation, eni } => {
                 let request = client.associate_address().allocation_id(allocation).network_interface_id(eni);
                 let request = request.allow_reassociation(false).dry_run(true);
+                self.calls.make(action, request.send()).await.map(drop)
+            }
+            Attempt::DisassociateAddress(Associated { association, .. }) => {
+                let request = client.disassociate_address().association_id(association).dry_run(true);
+                self.calls.make(action, request.send()).await.map(drop)
+            }
+            Attempt::DescribeAutoScalingInstances { instance } => {
+                let request = self.scaling.describe_auto_scaling_instances().instance_ids(instance);
                 self.calls.make(action, request.send()).await.map(drop)
             }
             Attempt::DescribeAddresses => {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::action::CallError;
 use super::config::ConfigError;
@@ -118,7 +118,7 @@ pub enum Host {
 }
 
 /// Why a gateway is, or was, taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
     /// The address was here when this instance came.
@@ -195,6 +195,14 @@ pub enum OrderError {
     NotHere { gateway: String, host: Host },
     #[error("{0} is not heard")]
     NotHeard(String),
+    #[error("{0} is heard: give the order there")]
+    Heard(String),
+    #[error("{peer} is heard by {by}: give the order there")]
+    HeardBy { peer: String, by: String },
+    #[error("this instance is not well, or does not know yet whether it is")]
+    Unfit,
+    #[error("no gateway is at {0}, as far as EC2 has shown")]
+    NothingThere(String),
     #[error("a hand-over of gateway {0} is under way")]
     UnderWay(String),
 }
@@ -218,7 +226,7 @@ pub struct GatewayStatus {
     pub role: Role,
     /// For how long the host has been the host, as far as was seen.
     pub since_seconds: Option<f64>,
-    /// Why it has come here, or is coming.
+    /// Why it has come to where it is, or is coming here. Of another host's, as far as it has told.
     pub why: Option<Why>,
     /// The age of the last observation.
     pub observed_seconds: Option<f64>,

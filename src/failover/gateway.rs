@@ -49,6 +49,8 @@ pub(super) struct Tracked {
     hopeless: BTreeMap<String, (Instant, CallError)>,
     pub role: Role,
     pub why: Option<Why>,
+    /// What its host has told of why it came there, with the association that it came by.
+    told: Option<(String, Why)>,
     pub claim: Option<Claim>,
     pub way: Way,
     pub offer: Option<Offered>,
@@ -91,6 +93,7 @@ impl Tracked {
             hopeless: BTreeMap::new(),
             role: Role::Standby,
             why: None,
+            told: None,
             claim: None,
             way: Way::Own,
             offer: None,
@@ -420,6 +423,26 @@ impl Tracked {
         out.beat = true;
     }
 
+    /// A peer has told why it has it. One that has restarted has found it there, which is not why it came.
+    pub fn hear(&mut self, hosting: &Hosting) {
+        if let Some((association, why)) = hosting.association.as_ref().zip(hosting.why) {
+            let is_known = self.told.as_ref().is_some_and(|(told, _)| told == association);
+            if why != Why::Found || !is_known {
+                self.told = Some((association.clone(), why));
+            }
+        }
+    }
+
+    fn why_here(&self) -> Option<Why> {
+        self.claim.as_ref().map(|claim| claim.why).or(self.why)
+    }
+
+    /// Of the host that EC2 shows; what was told of another says nothing.
+    fn why_there(&self) -> Option<Why> {
+        let held = self.association(self.definition.first())?;
+        self.told.as_ref().filter(|(association, _)| *association == held.id).map(|(_, why)| *why)
+    }
+
     /// What peers are told of it.
     pub fn hosting(&self, me: &Me) -> Option<Hosting> {
         let held = self.association(self.definition.first()).filter(|held| held.eni == me.eni);
@@ -427,6 +450,7 @@ impl Tracked {
             gateway: self.definition.name.clone(),
             role: self.role,
             association: held.map(|held| held.id.clone()),
+            why: self.why_here(),
         })
     }
 
@@ -457,7 +481,7 @@ impl Tracked {
             host: self.host(view),
             role: self.role,
             since_seconds: self.host_since.filter(|_| self.free_since.is_none()).map(seconds),
-            why: self.claim.as_ref().map(|claim| claim.why).or(self.why),
+            why: self.why_here().or_else(|| self.why_there()),
             observed_seconds: observed.filter(|_| self.seen.is_some()).map(seconds),
             trouble: (!troubles.is_empty()).then(|| troubles.join("; ")),
             offered_to: self.offer.as_ref().map(|offer| offer.to.clone()),

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::{self, ConfigError, Gateway, MOST_PEERS};
+use super::event::Why;
 
 /// The protocol's version. Peers of another are refused.
 pub const VERSION: u32 = 1;
@@ -62,6 +63,9 @@ pub struct Hosting {
     pub role: Role,
     /// Of the first address, if the sender has it: that it was heard with this very one proves that it lived since.
     pub association: Option<String>,
+    /// Why it has come to the sender, or is coming. For people to read; nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<Why>,
 }
 
 /// What an instance is to a gateway.

@@ -183,6 +183,11 @@ impl Fleet {
                 Message::Hello(_) => {}
                 Message::Heartbeat(heartbeat) => {
                     let before = peer.condition.health;
+                    for hosting in &heartbeat.hosts {
+                        if let Some(gateway) = self.gateways.get_mut(&hosting.gateway) {
+                            gateway.hear(hosting);
+                        }
+                    }
                     // Whatever the peer has done to a gateway, EC2 shows it.
                     self.out.hurry |= peer.heartbeat(now, heartbeat);
                     if let Some(health) = peer.condition.health
@@ -234,6 +239,30 @@ impl Fleet {
             Some(gateway) => gateway.order(to, &view, &mut self.out),
             None => Err(OrderError::NoGateway(gateway.to_owned())),
         };
+        self.settle(now);
+        result
+    }
+
+    /// An operator vouches for it that this peer is dead, where too few are left to say so: of three, two have been lost
+    /// at once. It counts until the peer is heard, by anybody. Gives the gateways that the peer has; taking them goes its
+    /// usual way, with EC2 as the fence, so that a peer that lives after all stands down.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub fn declare_dead(&mut self, now: Instant, name: &str) -> Result<Vec<String>, OrderError> {
+        self.advance(now);
+        let view = View { now, me: &self.me, peers: &self.peers };
+        let result = view.may_be_declared_dead(name).and_then(|()| {
+            let host = Host::Instance(name.to_owned());
+            let there = self.gateways.values().filter(|gateway| gateway.host(&view) == host);
+            let there: Vec<String> = there.map(|gateway| gateway.definition.name.clone()).collect();
+            if there.is_empty() { Err(OrderError::NothingThere(name.to_owned())) } else { Ok(there) }
+        });
+        if result.is_ok()
+            && let Some(peer) = self.peers.get_mut(name)
+        {
+            peer.is_declared_dead = true;
+        }
         self.settle(now);
         result
     }

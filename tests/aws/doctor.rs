@@ -1,6 +1,8 @@
 //! `egret doctor` on an instance whose metadata service and EC2 are stubs, with each thing broken in turn.
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
 use egret::aws::Failure;
-use egret::aws::survey::{Attempt, Survey};
+use egret::aws::survey::{Associated, Attempt, Survey, WITHOUT_DRY_RUN};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -37,6 +39,10 @@ struct World {
     egress: &'static str,
     /// Writes that were really asked for.
     writes: usize,
+    /// Of the Elastic IP of the pool, if it has one.
+    pool_association: Option<&'static str>,
+    /// The actions that were asked for, in whatever way.
+    asked: BTreeSet<String>,
 }
 
 impl World {
@@ -57,6 +63,8 @@ impl World {
             egress: "<item><ipProtocol>-1</ipProtocol><ipRanges><item><cidrIp>0.0.0.0/0</cidrIp></item>\
                  </ipRanges></item>",
             writes: 0,
+            pool_association: Some("eipassoc-0123456789abcdef0"),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -69,7 +77,13 @@ impl World {
             fields.find(|(known, _)| *known == name).map(|(_, value)| value)
         };
         let action = field("Action").unwrap();
+        self.asked.insert(action.to_owned());
         if self.denied.contains(&action) {
+            if action.contains("AutoScaling") {
+                let body = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error>\
+                            <RequestId>7c6e177f</RequestId></ErrorResponse>";
+                return Answer::Http(403, "content-type: text/xml\r\n", body.to_owned());
+            }
             return error(403, "UnauthorizedOperation", "Encoded authorization failure message: x7Yz");
         }
         if field("DryRun") == Some("true") {
@@ -109,7 +123,22 @@ impl World {
                 self.ingress, self.egress
             )
             .wrapped("securityGroupInfo"),
-            "DescribeAddresses" => "<addressesSet/>".to_owned(),
+            "DescribeAddresses" => {
+                let association =
+                    self.pool_association.map(|id| format!("<associationId>{id}</associationId>"));
+                format!(
+                    "<item><publicIp>203.0.113.7</publicIp><domain>vpc</domain>\
+                     <allocationId>eipalloc-0123456789abcdef0</allocationId>{}</item>",
+                    association.unwrap_or_default()
+                )
+                .wrapped("addressesSet")
+            }
+            "DescribeAutoScalingInstances" => {
+                let body = "<DescribeAutoScalingInstancesResponse><DescribeAutoScalingInstancesResult>\
+                            <AutoScalingInstances/></DescribeAutoScalingInstancesResult>\
+                            </DescribeAutoScalingInstancesResponse>";
+                return Answer::Http(200, "content-type: text/xml\r\n", body.to_owned());
+            }
             other => {
                 self.writes += 1;
                 panic!("the doctor makes a change: {other}");
@@ -186,7 +215,7 @@ impl Stubs {
             "env".to_owned(),
             "HOME=/nonexistent".to_owned(),
             format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{imds}"),
-            format!("AWS_ENDPOINT_URL_EC2=http://{ec2}"),
+            format!("AWS_ENDPOINT_URL=http://{ec2}"),
         ];
         Ok(Self { world, environment, stop: Some(stop), thread: Some(thread) })
     }
@@ -400,6 +429,57 @@ fn the_calls_that_the_configuration_needs_are_tried() -> Result {
     Ok(())
 }
 
+/// Everything that the role may be needed for.
+const EVERYTHING: &str = "[aws]\nroute_tables = [\"rtb-0bbbbbbbbbbbbbbbb\"]\n\
+    elastic_ips = [\"eipalloc-0123456789abcdef0\"]\n\
+    launching_hook = \"ready\"\nterminating_hook = \"drained\"\n\
+    [[forward]]\nname = \"web\"\nlisten = \"0.0.0.0:8080\"\ntargets = [\"ec2-tag:role=web:80\"]\n\
+    [failover]\ngateway = \"az-a\"\nkey_file = \"/nonexistent\"\nlisten = \"10.0.0.10:7946\"\n\
+    peers = [{ gateway = \"az-b\", address = \"10.0.3.10:7946\" }]\n";
+
+#[test]
+fn each_action_of_the_policy_is_tried_or_said_not_to_have_been() -> Result {
+    let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/iam-policy.json");
+    let policy: Value = serde_json::from_str(&std::fs::read_to_string(policy)?)?;
+    let lists = policy["Statement"].as_array().unwrap().iter().map(|statement| match &statement["Action"] {
+        Value::Array(actions) => actions.clone(),
+        action => vec![action.clone()],
+    });
+    let actions: BTreeSet<String> = lists.flatten().map(|action| action.as_str().unwrap().to_owned()).collect();
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let stubs = Stubs::start(lab.nat())?;
+    let (code, findings) = stubs.examine_with(lab.nat(), EVERYTHING, |_| {})?;
+    assert_eq!(code, 0, "{findings:#?}");
+    let not_tried = |findings: &[Value]| -> BTreeSet<String> {
+        let details = findings.iter().filter(|finding| finding["severity"] == "note");
+        let details =
+            details.filter_map(|finding| finding["detail"].as_str()?.split_once(" is not tried, as "));
+        details.map(|(action, _)| action.to_owned()).collect()
+    };
+    let untried = not_tried(&findings);
+    assert_eq!(untried, WITHOUT_DRY_RUN.map(str::to_owned).into());
+    let asked = stubs.world.lock().unwrap().asked.clone();
+    let asked = actions.iter().filter(|action| asked.contains(action.split_once(':').unwrap().1)).cloned();
+    let both: BTreeSet<String> = asked.chain(untried).collect();
+    assert_eq!(both, actions, "those that are neither tried nor said not to be are missing on the left");
+    // Each that is tried is missed when it is not allowed, by its name.
+    for action in actions.iter().filter(|action| !WITHOUT_DRY_RUN.contains(&action.as_str())) {
+        let plain: &'static str = action.split_once(':').unwrap().1.to_owned().leak();
+        let (code, findings) = stubs.examine_with(lab.nat(), EVERYTHING, |world| world.denied = vec![plain])?;
+        let said = |finding: &&Value| {
+            finding["what"] == "permission"
+                && finding["remedy"].as_str().is_some_and(|text| text.starts_with(&format!("allow {action} ")))
+        };
+        assert!(code > 0 && findings.iter().any(|finding| said(&finding)), "{action}: {findings:#?}");
+    }
+    // What there is nothing to try on is not called allowed.
+    let (_, findings) = stubs.examine_with(lab.nat(), EVERYTHING, |world| world.pool_association = None)?;
+    assert!(not_tried(&findings).contains("ec2:DisassociateAddress"), "{findings:#?}");
+    assert!(!stubs.world.lock().unwrap().asked.contains("DisassociateAddress"));
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_call_is_tried_without_being_made() {
     let world = Arc::new(Mutex::new(World::new()));
@@ -414,11 +494,16 @@ async fn each_call_is_tried_without_being_made() {
         .build();
     let survey = Survey::new(&config, Duration::from_secs(5));
     let (table, eni, destination) = ("rtb-0bbbbbbbb".to_owned(), ENI.to_owned(), "0.0.0.0/0".parse().unwrap());
+    let allocation = "eipalloc-0123456789abcdef0".to_owned();
     let attempts = [
         Attempt::SwitchCheckOff { eni: eni.clone() },
         Attempt::CreateRoute { table: table.clone(), destination, eni: eni.clone() },
         Attempt::ReplaceRoute { table, destination, eni: eni.clone() },
-        Attempt::AssociateAddress { allocation: "eipalloc-0123456789abcdef0".to_owned(), eni },
+        Attempt::AssociateAddress { allocation: allocation.clone(), eni },
+        Attempt::DisassociateAddress(Associated {
+            allocation,
+            association: "eipassoc-0123456789abcdef0".to_owned(),
+        }),
         Attempt::DescribeAddresses,
         Attempt::DescribeInstances,
     ];

@@ -2,7 +2,8 @@
 
 use egret::failover::{
     Action, Answer, CallId, Config, ConfigError, Done, Event, Failback, Fleet, Gateway, Health, Heartbeat,
-    Hello, Message, Observation, Offer, Planned, Refusal, Reply, Timing, Unwilling, VERSION,
+    Hello, Hosting, Message, Observation, Offer, Planned, Refusal, Reply, Role, Timing, Unwilling, VERSION,
+    Why,
 };
 use egret::time::Instant;
 
@@ -217,7 +218,12 @@ fn messages_survive_json_and_skip_what_they_do_not_know() {
         health: Health::default(),
         leaving: false,
         misses: vec!["az-c".to_owned()],
-        hosts: Vec::new(),
+        hosts: vec![Hosting {
+            gateway: "az-b".to_owned(),
+            role: Role::Active,
+            association: Some("eipassoc-1".to_owned()),
+            why: Some(Why::HandOver(Planned::Failback)),
+        }],
     };
     for message in [Message::Hello(hello('b')), Message::Heartbeat(heartbeat)] {
         let mut json = serde_json::to_value(&message).unwrap();
@@ -226,6 +232,13 @@ fn messages_survive_json_and_skip_what_they_do_not_know() {
         assert_eq!(read, message);
         assert_eq!(read.check(), Ok(()));
     }
+}
+
+#[test]
+fn host_that_does_not_say_why_it_is_one_is_believed() {
+    let hosting: Hosting =
+        serde_json::from_str(r#"{"gateway":"az-b","role":"active","association":"eipassoc-1"}"#).unwrap();
+    assert_eq!((hosting.role, hosting.why), (Role::Active, None));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use egret::failover::{Abandoned, CallError, Event, Host, Life, Role, Why};
+use egret::failover::{Abandoned, CallError, Event, Failback, Host, Life, Role, Why};
 
 use crate::world::{Setup, Trouble, World, name};
 
@@ -22,6 +22,36 @@ fn killed_host_is_replaced_within_three_seconds() {
     }
     println!("from the kill to the routes replaced: at most {slowest:?}");
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+}
+
+#[test]
+fn everybody_knows_why_a_gateway_is_where_it_is() {
+    let mut world = World::steady(&Setup { instances: 3, failback: Failback::Manual, ..Setup::default() });
+    for instance in 0..3 {
+        assert!(world.gateway(instance, 0).why.is_some(), "of its home");
+    }
+    world.crash(0);
+    world.run_until(Duration::from_secs(10), |world| world.is_at(0, 1)).unwrap();
+    world.run(Duration::from_secs(2));
+    assert_eq!([1, 2].map(|instance| world.gateway(instance, 0).why), [Some(Why::Silence); 2]);
+    // One that has come anew is told, and a host that has come anew does not change what the others know.
+    world.start(0);
+    world.run(Duration::from_secs(5));
+    world.crash(1);
+    world.start(1);
+    world.run(Duration::from_secs(30));
+    assert!(world.is_at(0, 1));
+    assert_eq!([0, 2].map(|instance| world.gateway(instance, 0).why), [Some(Why::Silence); 2]);
+    // Of an association that nobody has told anything of, nothing is known.
+    let eni = world.nodes[2].config.eni.clone();
+    world.pause(2);
+    world.reassociate(0, &eni);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.gateway(0, 0).why, None);
+    world.wake(2);
+    world.run(Duration::from_secs(30));
+    assert_eq!([0, 1].map(|instance| world.gateway(instance, 0).why), [world.gateway(2, 0).why; 2]);
+    assert!(world.gateway(2, 0).why.is_some());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::super::{aws as tasks, with_causes};
 use super::host::Sides;
 use super::{Finding, Remedy, Severity, vpc};
-use crate::aws::survey::{self, Attempt, Eni, Survey};
+use crate::aws::survey::{self, Associated, Attempt, Eni, Survey, WITHOUT_DRY_RUN};
 use crate::aws::{self, Failure, Identity, Imds};
 use crate::config::{CloudFacts, Config, RouteTables, Switch};
 use crate::datapath::Interface;
@@ -125,7 +125,12 @@ impl Asking<'_> {
         let (survey, vpc) = (&self.survey, &self.ours.internal.vpc);
         let mut ids = vec![self.ours.external.eni.clone(), self.ours.internal.eni.clone()];
         ids.dedup();
-        let (enis, subnets, tables) = tokio::join!(survey.enis(&ids), survey.subnets(vpc), survey.tables(vpc));
+        let (enis, subnets, tables, associated) = tokio::join!(
+            survey.enis(&ids),
+            survey.subnets(vpc),
+            survey.tables(vpc),
+            survey.associated(&self.config.aws.elastic_ips)
+        );
         if let (Err(Failure::Unavailable { reason, .. }), Err(_), Err(_)) = (&enis, &subnets, &tables) {
             return vec![self.no_answer(reason)];
         }
@@ -140,7 +145,10 @@ impl Asking<'_> {
         let mut groups: Vec<String> = enis.iter().flat_map(|eni| eni.groups.clone()).collect();
         groups.sort_unstable();
         groups.dedup();
-        let (permissions, groups) = tokio::join!(self.permissions(&ids, &named), survey.groups(&groups));
+        let (permissions, groups) = tokio::join!(
+            self.permissions(&ids, &named, associated.unwrap_or_default()),
+            survey.groups(&groups)
+        );
         findings.extend(permissions);
         findings.extend(enis.iter().map(|eni| self.source_dest_check(eni)));
         let groups = keep(groups, Severity::Warning, &mut findings);
@@ -186,28 +194,14 @@ impl Asking<'_> {
     }
 
     /// Tries each call that the configuration needs, all at once.
-    async fn permissions(&self, enis: &[String], tables: &[String]) -> Vec<Finding> {
+    async fn permissions(
+        &self,
+        enis: &[String],
+        tables: &[String],
+        associated: Vec<Associated>,
+    ) -> Vec<Finding> {
         const WHAT: &str = "permission";
-        let mut attempts: Vec<Attempt> =
-            enis.iter().map(|eni| Attempt::SwitchCheckOff { eni: eni.clone() }).collect();
-        for table in tables.iter().take(MOST_RESOURCES) {
-            if let Some(destination) = self.config.aws.routes.first().copied() {
-                let (table, eni) = (table.clone(), self.ours.internal.eni.clone());
-                attempts.push(Attempt::CreateRoute { table: table.clone(), destination, eni: eni.clone() });
-                attempts.push(Attempt::ReplaceRoute { table, destination, eni });
-            }
-        }
-        if !self.config.aws.elastic_ips.is_empty() {
-            attempts.push(Attempt::DescribeAddresses);
-        }
-        for allocation in self.config.aws.elastic_ips.iter().take(MOST_RESOURCES) {
-            let (allocation, eni) = (allocation.clone(), self.ours.external.eni.clone());
-            attempts.push(Attempt::AssociateAddress { allocation, eni });
-        }
-        let is_by_tag = |followed: &Followed| matches!(followed.source, Source::Ec2Tag { .. });
-        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag)) {
-            attempts.push(Attempt::DescribeInstances);
-        }
+        let attempts = self.attempts(enis, tables, &associated).await;
         let mut tries = JoinSet::new();
         for (place, attempt) in attempts.into_iter().enumerate() {
             let survey = self.survey.clone();
@@ -238,7 +232,67 @@ impl Asking<'_> {
                 findings.push(finding);
             }
         }
+        findings.extend(self.untried(&associated));
         findings
+    }
+
+    async fn attempts(&self, enis: &[String], tables: &[String], associated: &[Associated]) -> Vec<Attempt> {
+        let mut attempts: Vec<Attempt> =
+            enis.iter().map(|eni| Attempt::SwitchCheckOff { eni: eni.clone() }).collect();
+        for table in tables.iter().take(MOST_RESOURCES) {
+            if let Some(destination) = self.config.aws.routes.first().copied() {
+                let (table, eni) = (table.clone(), self.ours.internal.eni.clone());
+                attempts.push(Attempt::CreateRoute { table: table.clone(), destination, eni: eni.clone() });
+                attempts.push(Attempt::ReplaceRoute { table, destination, eni });
+            }
+        }
+        if !self.config.aws.elastic_ips.is_empty() {
+            attempts.push(Attempt::DescribeAddresses);
+        }
+        for allocation in self.config.aws.elastic_ips.iter().take(MOST_RESOURCES) {
+            let (allocation, eni) = (allocation.clone(), self.ours.external.eni.clone());
+            attempts.push(Attempt::AssociateAddress { allocation, eni });
+        }
+        let is_by_tag = |followed: &Followed| matches!(followed.source, Source::Ec2Tag { .. });
+        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag)) {
+            attempts.push(Attempt::DescribeInstances);
+        }
+        if self.config.failover.is_some() {
+            let associated = associated.iter().take(MOST_RESOURCES).cloned();
+            attempts.extend(associated.map(Attempt::DisassociateAddress));
+        }
+        if self.has_hooks() {
+            attempts.push(Attempt::DescribeAutoScalingInstances { instance: instance_id().await });
+        }
+        attempts
+    }
+
+    /// What the configuration needs, and nobody has tried.
+    fn untried(&self, associated: &[Associated]) -> Vec<Finding> {
+        let note = |action: &str, why: &str, remedy: &str| {
+            let detail = format!("{action} is not tried, as {why}");
+            Finding::new(Severity::Note, "permission", detail, Remedy::words(remedy))
+        };
+        let [assign, complete] = WITHOUT_DRY_RUN;
+        let needed = [(assign, !self.config.aws.elastic_ips.is_empty()), (complete, self.has_hooks())];
+        let needed = needed.into_iter().filter(|(_, is_needed)| *is_needed).map(|(action, _)| {
+            let remedy = format!("see that the instance's role allows {action} (docs/iam-policy.json)");
+            note(action, "AWS has no DryRun of it", &remedy)
+        });
+        let mut notes: Vec<Finding> = needed.collect();
+        if self.config.failover.is_some() && associated.is_empty() {
+            notes.push(note(
+                "ec2:DisassociateAddress",
+                "no address of aws.elastic_ips is associated",
+                "run egret doctor again when the gateway has a host",
+            ));
+        }
+        notes
+    }
+
+    fn has_hooks(&self) -> bool {
+        let hooks = &self.config.aws.hooks;
+        hooks.launching.is_some() || hooks.terminating.is_some()
     }
 
     fn source_dest_check(&self, eni: &Eni) -> Finding {
