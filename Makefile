@@ -50,11 +50,12 @@ test: ## all tests: units, properties, simulator, and real programs in namespace
 simulate: ## try to break a fleet of instances in 10,000 ways, in simulated time (for every night)
 	EGRET_SEEDS=10000 cargo test $(LEAN) --test failover
 
-moto: $(MOTO) ## install moto, an EC2 for tests, from PyPI
+moto: $(MOTO) ## install moto, an EC2 for tests, and cfn-lint, from PyPI
 $(MOTO):
 	@echo 'installing moto'
 	@rm -rf target/moto && python3 -m venv target/moto
-	@target/moto/bin/pip install --quiet --disable-pip-version-check 'moto[ec2,server]==5.*'
+	@target/moto/bin/pip install --quiet --disable-pip-version-check \
+		'moto[autoscaling,cloudformation,ec2,iam,server]==5.*' 'cfn-lint==1.*' pyyaml
 
 check: ## formatting, lints, documentation, licences and advisories
 	cargo fmt --check
