@@ -37,6 +37,14 @@ def site(ec2, zones):
     return parameters
 
 
+def assumed(zones):
+    """Parameters as those of a site, of things that are nowhere."""
+    parameters = {"VpcId": "vpc-01234567", "PrivateCidr1": "10.0.0.0/16", "ImageId": "ami-01234567"}
+    for number in range(1, zones + 1):
+        parameters |= {f"PublicSubnet{number}": "subnet-01234567", f"RouteTables{number}": "rtb-01234567,rtb-89abcdef"}
+    return parameters
+
+
 def holds(rule, values):
     """Whether a condition of a rule is true of parameters."""
     ((function, operands),) = rule.items()
@@ -94,13 +102,11 @@ def role(iam, name):
 
 
 @mock_aws
-def main(template, wanted):
+def make(template, wanted):
     ec2, iam, groups, stacks = (
         boto3.client(service, region_name=REGION) for service in ("ec2", "iam", "autoscaling", "cloudformation")
     )
     parameters = site(ec2, wanted["zones"]) | wanted["parameters"]
-    if refused := complaint(cfn_yaml.loads(template), parameters):
-        return {"refused": refused}
     stacks.create_stack(
         StackName="gate",
         TemplateBody=template,
@@ -134,6 +140,11 @@ def main(template, wanted):
         "resolved": resolved,
         "outputs": stacks.describe_stacks(StackName="gate")["Stacks"][0].get("Outputs", []),
     }
+
+
+def main(template, wanted):
+    refused = complaint(cfn_yaml.loads(template), assumed(wanted["zones"]) | wanted["parameters"])
+    return {"refused": refused} if refused else make(template, wanted)
 
 
 if __name__ == "__main__":
