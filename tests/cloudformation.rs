@@ -1,7 +1,7 @@
 //! The template of `deploy/cloudformation`: free of lint, and what it makes at moto, an AWS that others wrote.
 //! `make test` installs both.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -75,7 +75,7 @@ fn text(value: &Value) -> &str {
 }
 
 /// The one file that user data of a zone writes, as it is to be on the instance.
-fn config<'a>(stack: &'a Value, zone: usize) -> &'a str {
+fn config(stack: &Value, zone: usize) -> &str {
     let files = stack["templates"][format!("Template{zone}")]["files"].as_array().unwrap();
     assert_eq!((files.len(), text(&files[0]["path"])), (1, "/etc/egret/egret.toml"));
     text(&files[0]["content"])
@@ -122,6 +122,29 @@ fn the_template_is_free_of_lint() {
         ["target/moto/bin/cfn-lint", "-r", "us-east-1", "eu-west-1", "-t", template.to_str().unwrap()];
     let output = python(&arguments, "");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn the_template_fits_into_one_request() {
+    // https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html
+    assert!(std::fs::metadata(template()).unwrap().len() <= 51_200);
+}
+
+#[test]
+fn the_quick_start_names_parameters_that_there_are() {
+    let template = std::fs::read_to_string(template()).unwrap();
+    let text = std::fs::read_to_string(root().join("docs/quick-start.md")).unwrap();
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '=' || c == '-' || c == '$'));
+    let named = words.filter_map(|word| word.split_once('=')).map(|(name, _)| name);
+    let is_ours = |name: &&str| {
+        name.starts_with(|c: char| c.is_ascii_uppercase()) && name.contains(|c: char| c.is_ascii_lowercase())
+    };
+    // Those of a tag, as the shell's tools have them.
+    let named: BTreeSet<&str> = named.filter(is_ours).filter(|name| !["Key", "Value"].contains(name)).collect();
+    assert!(named.len() > 8, "{named:?}");
+    for name in named {
+        assert!(template.contains(&format!("\n  {name}:\n    Type: ")), "{name}");
+    }
 }
 
 #[test]
@@ -222,7 +245,7 @@ fn the_role_may_do_what_the_documented_policy_says() {
     assert_eq!(
         three()["role"]["policies"]["peer-key"]["Statement"],
         json!([{
-            "Sid": "ReadThePeersKey",
+            "Sid": "ReadThePeerKey",
             "Effect": "Allow",
             "Action": "ssm:GetParameter",
             "Resource": "arn:aws:ssm:eu-west-1:123456789012:parameter/network/peer-key",

@@ -1,8 +1,8 @@
-//! The module of `deploy/terraform`, as far as it can be looked at without Terraform and AWS: HashiCorp's parser and
-//! formatter (which `make test` installs), names that are used and declared, and that it says what the template of
-//! CloudFormation says.
+//! The module of `deploy/terraform`, as far as it can be looked at without Terraform and AWS: by the parser and the
+//! formatter of its language (which `make test` installs), names that are used and declared, and that it says what the
+//! template of `deploy/cloudformation` says.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

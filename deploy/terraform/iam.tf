@@ -54,7 +54,7 @@ resource "aws_iam_role_policy" "peer_key" {
     Version = "2012-10-17"
     Statement = concat(
       [{
-        Sid    = "ReadThePeersKey"
+        Sid    = "ReadThePeerKey"
         Effect = "Allow"
         Action = "ssm:GetParameter"
         Resource = join(":", [
@@ -67,7 +67,7 @@ resource "aws_iam_role_policy" "peer_key" {
         ])
       }],
       [for key in var.peer_key_kms_key == null ? [] : [var.peer_key_kms_key] : {
-        Sid       = "DecryptThePeersKey"
+        Sid       = "DecryptThePeerKey"
         Effect    = "Allow"
         Action    = "kms:Decrypt"
         Resource  = key
