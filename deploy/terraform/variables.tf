@@ -95,7 +95,7 @@ variable "root_device" {
 variable "root_gigabytes" {
   description = "The size of the root volume, at least that of the image."
   type        = number
-  default     = 4
+  default     = 8
 }
 
 variable "peer_key_parameter" {
