@@ -20,8 +20,11 @@ LEAN := --release --no-default-features
 # EC2 as others wrote it, for tests/aws.
 MOTO := target/moto/bin/moto_server
 
+# Terraform's language as HashiCorp reads it, for tests/terraform.rs.
+HCL := target/hcl/node_modules/@cdktf/hcl-tools/main.wasm.gz
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-clean test simulate moto check bench bench-cloud fuzz image image-test clean
+.PHONY: help demo demo-failover demo-clean test simulate moto hcl check bench bench-cloud fuzz image image-test clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +45,7 @@ demo-clean: ## remove what `make demo KEEP=1` left
 
 test: ## all tests: units, properties, simulator, and real programs in namespaces
 	@tests/lab/packages.sh $(TEST_PACKAGES)
-	@$(MAKE) --no-print-directory moto
+	@$(MAKE) --no-print-directory moto hcl
 	cargo test --release
 	@echo 'the NAT once more, with every session in a fast path from its first packet on'
 	EGRET_OFFLOAD_AFTER=1 cargo test --release --test rfc --test engine --test properties
@@ -50,11 +53,20 @@ test: ## all tests: units, properties, simulator, and real programs in namespace
 simulate: ## try to break a fleet of instances in 10,000 ways, in simulated time (for every night)
 	EGRET_SEEDS=10000 cargo test $(LEAN) --test failover
 
-moto: $(MOTO) ## install moto, an EC2 for tests, from PyPI
+moto: $(MOTO) ## install moto, an EC2 for tests, and cfn-lint, from PyPI
 $(MOTO):
 	@echo 'installing moto'
 	@rm -rf target/moto && python3 -m venv target/moto
-	@target/moto/bin/pip install --quiet --disable-pip-version-check 'moto[ec2,server]==5.*'
+	@target/moto/bin/pip install --quiet --disable-pip-version-check \
+		'moto[autoscaling,cloudformation,ec2,iam,server]==5.*' 'cfn-lint==1.*' pyyaml
+
+hcl: $(HCL) ## install HashiCorp's parser and formatter, for tests, from npm
+$(HCL):
+	@command -v npm >/dev/null || tests/lab/packages.sh npm
+	@echo 'installing a parser of HCL'
+	@rm -rf target/hcl && mkdir -p target/hcl
+	@npm install --prefix target/hcl --silent --no-audit --no-fund --ignore-scripts \
+		@cdktf/hcl2json@0.21.0 @cdktf/hcl-tools@0.21.0
 
 check: ## formatting, lints, documentation, licences and advisories
 	cargo fmt --check
