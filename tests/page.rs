@@ -92,6 +92,10 @@ impl Source for Daemon {
         Err("nothing is handed over by HTTP".to_owned())
     }
 
+    async fn declare_dead(&self, _: String) -> Result<Vec<String>, String> {
+        Err("the page changes nothing".to_owned())
+    }
+
     fn log_level(&self, _: Option<&str>) -> Result<String, String> {
         Err("nothing changes by HTTP".to_owned())
     }
