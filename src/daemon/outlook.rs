@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::interval;
 
-use super::Running;
 use super::cloud::Counted;
 use super::forwarding::Forwarding;
+use super::gateways::Gateways;
 use super::services::Control;
+use super::{Running, TICK};
 use crate::admin::NoticeReport;
 use crate::config::Aws;
+use crate::datapath::Handle;
 
 /// Notices of what is coming, kept up by tasks that end when this is dropped, and told how far the daemon is.
 #[derive(Debug)]
@@ -128,7 +131,18 @@ impl Running {
                 end_of(begun).await;
             } => {}
             () = again => self.forwarding.stop(Duration::ZERO).await,
+            () = still_ready(self.handle.clone(), self.gateways.clone()) => {}
         }
+    }
+}
+
+/// Goes on telling that packets flow, as they do until the end: a peer that heard otherwise would take gateways that are
+/// about to be handed over. Never ends.
+async fn still_ready(handle: Handle, gateways: Gateways) {
+    let mut ticks = interval(TICK);
+    loop {
+        ticks.tick().await;
+        gateways.set_ready(handle.snapshot().await.is_ok_and(|snapshot| snapshot.not_ready.is_empty()));
     }
 }
 

@@ -293,6 +293,7 @@ impl Tracked {
         }
         match answer.reply {
             Reply::Accepted => {
+                self.in_vain.remove(from);
                 offer.is_accepted = true;
                 offer.until = view.now + view.me.timing.hand_over_within;
             }

@@ -60,6 +60,28 @@ fn unwell_peer_refuses_and_says_why() {
 }
 
 #[test]
+fn peer_that_has_accepted_since_it_refused_is_offered_a_gateway_at_once() {
+    let mut world = World::steady(&Setup::default());
+    world.set_egress(1, false);
+    world.run(Duration::from_secs(1));
+    world.hand_over(0, 0, 1).unwrap();
+    world.run(Duration::from_secs(1));
+    assert!(world.has_event(0, |event| matches!(event, Event::NotHandedOver { .. })));
+    world.set_egress(1, true);
+    world.run(Duration::from_secs(3));
+    for (from, to) in [(0, 1), (1, 0)] {
+        world.hand_over(from, 0, to).unwrap();
+        let is_active = |world: &World| world.is_at(0, to) && world.gateway(to, 0).role == Role::Active;
+        world.run_until(Duration::from_secs(3), is_active).unwrap();
+    }
+    world.set_leaving(0, true);
+    world.run_until(Duration::from_secs(2), |world| world.host_of(0) == Some(1)).unwrap();
+    // The routes follow as soon as EC2 is sure to show the last change of them.
+    world.run_until(Duration::from_secs(6), |world| world.is_at(0, 1)).unwrap();
+    world.well();
+}
+
+#[test]
 fn order_that_cannot_be_carried_out_is_refused_at_once() {
     let mut world = World::steady(&Setup { instances: 3, ..Setup::default() });
     assert_eq!(world.hand_over(0, 7, 1), Err(OrderError::NoGateway(name(7))));
