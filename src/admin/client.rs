@@ -128,6 +128,20 @@ impl Client {
         }
     }
 
+    /// Has a peer taken for dead on an operator's word. Gives the gateways that it has; what becomes of them, the status
+    /// tells.
+    ///
+    /// # Errors
+    ///
+    /// If that word does not count, or no answer in time.
+    pub fn declare_dead(&mut self, peer: String) -> Result<Vec<String>, Error> {
+        match self.ask(&Request::DeclareDead { peer })? {
+            Response::Orphaned { gateways } => Ok(gateways),
+            Response::Error(message) => Err(Error::Refused(message)),
+            _ => Err(Error::Unexpected),
+        }
+    }
+
     fn ask(&mut self, request: &Request) -> Result<Response, Error> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');

@@ -43,6 +43,10 @@ pub enum Request {
         gateway: Option<String>,
         to: String,
     },
+    /// `{"command":"declare_dead","peer":"az-b"}`
+    DeclareDead {
+        peer: String,
+    },
 }
 
 impl Request {
@@ -53,7 +57,10 @@ impl Request {
             Self::Status {} | Self::Sessions(_) | Self::Talkers { .. } | Self::LogLevel { filter: None } => {
                 false
             }
-            Self::LogLevel { filter: Some(_) } | Self::Drain { .. } | Self::Handover { .. } => true,
+            Self::LogLevel { filter: Some(_) }
+            | Self::Drain { .. }
+            | Self::Handover { .. }
+            | Self::DeclareDead { .. } => true,
         }
     }
 }
@@ -105,6 +112,10 @@ pub enum Response {
     /// This gateway is being handed over; what comes of it, the status tells.
     Offered {
         gateway: String,
+    },
+    /// These gateways are at a peer that is taken for dead; what becomes of them, the status tells.
+    Orphaned {
+        gateways: Vec<String>,
     },
     /// The request was not understood or could not be answered.
     Error(String),

@@ -137,6 +137,12 @@ impl<S: Source> Server<S> {
                     Err(message) => Answer::error(message),
                 };
             }
+            Ok(Request::DeclareDead { peer }) => {
+                return match self.view.source.declare_dead(peer).await {
+                    Ok(gateways) => Answer::Short(Response::Orphaned { gateways }),
+                    Err(message) => Answer::error(message),
+                };
+            }
             Err(error) => return Answer::error(format!("not a request: {error}")),
         };
         result.unwrap_or_else(|stopped| Answer::error(stopped.to_string()))

@@ -40,6 +40,10 @@ impl Source for Fake {
         if to == "az-b" { Ok("az-a".to_owned()) } else { Err(format!("{to} is no peer")) }
     }
 
+    async fn declare_dead(&self, peer: String) -> Result<Vec<String>, String> {
+        if peer == "az-b" { Ok(vec![peer]) } else { Err(format!("{peer} is no peer")) }
+    }
+
     fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
         match filter {
             Some("nonsense") => Err("nonsense is no filter".to_owned()),

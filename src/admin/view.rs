@@ -50,6 +50,12 @@ pub trait Source: Clone + Send + Sync + 'static {
         to: String,
     ) -> impl Future<Output = Result<String, String>> + Send;
 
+    /// Has a peer taken for dead on an operator's word. Gives the gateways that it has.
+    ///
+    /// # Errors
+    /// Why that word does not count.
+    fn declare_dead(&self, peer: String) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+
     /// The most talkative of the last minute and of the last hour.
     fn talkers(&self, by: Measure, count: usize) -> impl Future<Output = Result<[Top; 2], Stopped>> + Send;
 

@@ -71,9 +71,10 @@ enum Command {
     ///
     /// Exit code: 0, 1 if the filter makes no sense, or 2 if the daemon gives no answer.
     LogLevel(log_level::Arguments),
-    /// Hand a gateway over to a peer, which goes on with it while this instance still forwards.
+    /// Hand a gateway over to a peer, which goes on with it while this instance still forwards; or take over what a
+    /// dead peer has, where too few instances are left to do so by themselves.
     ///
-    /// Exit code: 0 when the peer has it, 1 if it does not take it, or 2 if the daemon gives no answer.
+    /// Exit code: 0 when that is done, 1 if it is not, or 2 if the daemon gives no answer.
     Handover(handover::Arguments),
     /// Look for what stands in the way of a working gateway, and say what to do about it. Changes nothing; the daemon
     /// may run or not.

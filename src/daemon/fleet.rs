@@ -341,6 +341,13 @@ impl Tender {
                 self.publish();
                 let _ = answer.send(ordered.map(|()| gateway));
             }
+            Order::DeclareDead { peer, answer } => {
+                let ordered = self.fleet.declare_dead(now, &peer).map_err(|error| error.to_string());
+                tracing::warn!(peer, refused = ordered.as_ref().err(), "an operator declares a peer dead");
+                self.follow();
+                self.publish();
+                let _ = answer.send(ordered);
+            }
             Order::Leave { leaving, heard } => {
                 self.leaving = leaving;
                 self.fleet.handle_leaving(now, leaving);
@@ -573,9 +580,11 @@ impl Tender {
 /// Answers orders while there is nobody to carry them out.
 async fn refuse(orders: &mut mpsc::Receiver<Order>) {
     while let Some(order) = orders.recv().await {
-        if let Order::HandOver { answer, .. } = order {
-            let _ =
-                answer.send(Err("this instance's identity or its route tables are not known yet".to_owned()));
+        const WHY: &str = "this instance's identity or its route tables are not known yet";
+        match order {
+            Order::HandOver { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
+            Order::DeclareDead { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
+            Order::Leave { .. } | Order::Configure(_) => {}
         }
     }
 }

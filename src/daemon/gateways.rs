@@ -40,6 +40,12 @@ pub(super) enum Order {
         /// The gateway that is on its way, or why none is.
         answer: oneshot::Sender<Result<String, String>>,
     },
+    /// An operator vouches for a peer's death.
+    DeclareDead {
+        peer: String,
+        /// The gateways that it has, or why it is not believed.
+        answer: oneshot::Sender<Result<Vec<String>, String>>,
+    },
     /// This instance is about to stop, or after all it is not.
     Leave {
         leaving: bool,
@@ -128,9 +134,20 @@ impl Gateways {
     /// Why it is not even tried.
     pub(super) async fn hand_over(&self, gateway: Option<String>, to: String) -> Result<String, String> {
         let (answer, answered) = oneshot::channel();
-        let nobody = "this instance is in no fleet: the configuration has no [failover], or its identity is not known yet";
-        self.orders.send(Order::HandOver { gateway, to, answer }).await.map_err(|_| nobody.to_owned())?;
-        answered.await.map_err(|_| nobody.to_owned())?
+        self.order(Order::HandOver { gateway, to, answer }).await?;
+        answered.await.map_err(|_| NOBODY.to_owned())?
+    }
+
+    /// # Errors
+    /// Why it is not believed.
+    pub(super) async fn declare_dead(&self, peer: String) -> Result<Vec<String>, String> {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::DeclareDead { peer, answer }).await?;
+        answered.await.map_err(|_| NOBODY.to_owned())?
+    }
+
+    async fn order(&self, order: Order) -> Result<(), String> {
+        self.orders.send(order).await.map_err(|_| NOBODY.to_owned())
     }
 
     /// Offers all gateways to others, or takes that back. When it is done, [`Self::left`] knows of it.
@@ -155,6 +172,9 @@ impl Gateways {
         let _ = self.orders.try_send(Order::Configure(failover.clone()));
     }
 }
+
+const NOBODY: &str =
+    "this instance is in no fleet: the configuration has no [failover], or its identity is not known yet";
 
 /// An offer is answered at once, and a take-over is a few calls; a peer that is throttled is not waited for.
 const LEAVE_TIME: Duration = Duration::from_secs(15);

@@ -297,6 +297,10 @@ impl admin::Source for Source {
         self.gateways.hand_over(gateway, to).await
     }
 
+    async fn declare_dead(&self, peer: String) -> Result<Vec<String>, String> {
+        self.gateways.declare_dead(peer).await
+    }
+
     async fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Result<(), String> {
         let found = match self.forwarding.set_draining(name, target, draining) {
             Some(found) => Some(found),

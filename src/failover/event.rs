@@ -195,6 +195,14 @@ pub enum OrderError {
     NotHere { gateway: String, host: Host },
     #[error("{0} is not heard")]
     NotHeard(String),
+    #[error("{0} is heard: give the order there")]
+    Heard(String),
+    #[error("{peer} is heard by {by}: give the order there")]
+    HeardBy { peer: String, by: String },
+    #[error("this instance is not well, or does not know yet whether it is")]
+    Unfit,
+    #[error("no gateway is at {0}, as far as EC2 has shown")]
+    NothingThere(String),
     #[error("a hand-over of gateway {0} is under way")]
     UnderWay(String),
 }

@@ -243,6 +243,30 @@ impl Fleet {
         result
     }
 
+    /// An operator vouches for it that this peer is dead, where too few are left to say so: of three, two have been lost
+    /// at once. It counts until the peer is heard, by anybody. Gives the gateways that the peer has; taking them goes its
+    /// usual way, with EC2 as the fence, so that a peer that lives after all stands down.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub fn declare_dead(&mut self, now: Instant, name: &str) -> Result<Vec<String>, OrderError> {
+        self.advance(now);
+        let view = View { now, me: &self.me, peers: &self.peers };
+        let result = view.may_be_declared_dead(name).and_then(|()| {
+            let host = Host::Instance(name.to_owned());
+            let there = self.gateways.values().filter(|gateway| gateway.host(&view) == host);
+            let there: Vec<String> = there.map(|gateway| gateway.definition.name.clone()).collect();
+            if there.is_empty() { Err(OrderError::NothingThere(name.to_owned())) } else { Ok(there) }
+        });
+        if result.is_ok()
+            && let Some(peer) = self.peers.get_mut(name)
+        {
+            peer.is_declared_dead = true;
+        }
+        self.settle(now);
+        result
+    }
+
     /// The answer to [`Action::Observe`].
     pub fn handle_observation(&mut self, now: Instant, id: CallId, seen: Result<Vec<Observation>, CallError>) {
         self.advance(now);

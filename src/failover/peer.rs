@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::config::{Config, Gateway, Timing};
-use super::event::{Life, PeerStatus, Refusal};
+use super::event::{Life, OrderError, PeerStatus, Refusal};
 use super::message::{Echo, Health, Heartbeat, Hello, Hosting, Role};
 use crate::time::Instant;
 
@@ -37,6 +37,8 @@ pub(super) struct Peer {
     pub refused: Option<Refusal>,
     pub is_known: bool,
     pub life: Life,
+    /// An operator vouches for its death, until it is heard.
+    pub is_declared_dead: bool,
     /// When it died, as seen from here.
     pub dead_since: Option<Instant>,
     /// The last that was heard of it.
@@ -108,6 +110,7 @@ impl Peer {
             refused: None,
             is_known: false,
             life: Life::Suspect,
+            is_declared_dead: false,
             dead_since: None,
             heard: None,
             silent_from: now,
@@ -151,6 +154,7 @@ impl Peer {
 
     pub fn heard(&mut self, now: Instant) {
         self.heard = Some(now);
+        self.is_declared_dead = false;
         self.silent_from = now;
     }
 
@@ -193,6 +197,10 @@ impl Peer {
         self.life == Life::Alive
     }
 
+    fn does_miss(&self, name: &str) -> bool {
+        self.misses.iter().any(|missed| missed == name)
+    }
+
     /// Its definition, if it is one to go by.
     pub fn definition(&self) -> Option<&Gateway> {
         self.told.as_ref().filter(|_| self.is_known).map(|hello| &hello.gateway)
@@ -231,21 +239,47 @@ impl View<'_> {
         if !peer.is_silent(self.now, &self.me.timing) {
             return if peer.heard.is_some() { Life::Alive } else { Life::Suspect };
         }
-        let counts = |(other, peer): &(&String, &Peer)| {
-            *other != name && peer.life != Life::Dead && peer.refused.is_none()
-        };
-        let is_heard = |peer: &Peer| peer.heard.is_some() && !peer.is_silent(self.now, &self.me.timing);
-        let misses = |peer: &Peer| peer.misses.iter().any(|missed| missed == name);
-        let others: Vec<&Peer> = self.peers.iter().filter(counts).map(|(_, peer)| peer).collect();
-        let missing = others.iter().filter(|peer| is_heard(peer) && misses(peer)).count();
+        let others: Vec<&Peer> = self.others(name).map(|(_, peer)| peer).collect();
+        let missing = others.iter().filter(|peer| self.is_heard(peer) && peer.does_miss(name)).count();
         // Once dead, it is so until somebody hears it again: those who would miss it may be gone by then.
-        let is_missed_still =
-            peer.life == Life::Dead && !others.iter().any(|peer| is_heard(peer) && !misses(peer));
+        let was_dead = peer.life == Life::Dead || peer.is_declared_dead;
+        let is_missed_still = was_dead && self.who_hears(name).is_none();
         if others.is_empty() || missing * 2 > others.len() || is_missed_still {
             Life::Dead
         } else {
             Life::Suspect
         }
+    }
+
+    /// Of those whose word counts, one that does not miss this peer.
+    pub fn who_hears(&self, name: &str) -> Option<&str> {
+        let mut others = self.others(name);
+        let found = others.find(|(_, other)| self.is_heard(other) && !other.does_miss(name));
+        found.map(|(other, _)| other.as_str())
+    }
+
+    /// Those whose word counts when it is asked whether this peer lives.
+    fn others(&self, name: &str) -> impl Iterator<Item = (&String, &Peer)> {
+        let counts = move |(other, peer): &(&String, &Peer)| {
+            *other != name && peer.life != Life::Dead && peer.refused.is_none()
+        };
+        self.peers.iter().filter(counts)
+    }
+
+    fn is_heard(&self, peer: &Peer) -> bool {
+        peer.heard.is_some() && !peer.is_silent(self.now, &self.me.timing)
+    }
+
+    /// Whether an operator's word is enough: nobody may contradict it.
+    pub fn may_be_declared_dead(&self, name: &str) -> Result<(), OrderError> {
+        let peer = self.peers.get(name).ok_or_else(|| OrderError::NoPeer(name.to_owned()))?;
+        if !peer.is_silent(self.now, &self.me.timing) {
+            return Err(OrderError::Heard(name.to_owned()));
+        }
+        if let Some(by) = self.who_hears(name) {
+            return Err(OrderError::HeardBy { peer: name.to_owned(), by: by.to_owned() });
+        }
+        if self.is_fit() { Ok(()) } else { Err(OrderError::Unfit) }
     }
 
     /// The instance that has this interface.

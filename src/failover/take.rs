@@ -150,7 +150,7 @@ impl Tracked {
     /// Silence means little of a host that was not heard since the address came to it: somebody must have brought the
     /// address there, so that it is the link that is broken. Such a host is left alone for a long time, lest two that
     /// do not hear each other take the gateway in turns; unless EC2 itself says that it does not run. Likewise one that
-    /// did not hear this instance when it was heard last.
+    /// did not hear this instance when it was heard last. An operator's word goes before all that.
     fn silence_counts(&self, host: &str, view: &View<'_>) -> Option<Instant> {
         let peer = view.peers.get(host)?;
         let timing = &view.me.timing;
@@ -159,6 +159,9 @@ impl Tracked {
         let is_own_health_newer = view.me.told.is_some_and(|told| peer.heard.is_none_or(|heard| told > heard));
         if !is_own_health_newer {
             return None;
+        }
+        if peer.is_declared_dead {
+            return Some(died);
         }
         let came = self.host_since?;
         let association = self.association(self.definition.first())?;

@@ -216,6 +216,9 @@ impl World {
         // As it believes; it looks once more before it does anything.
         let Host::Instance(host) = self.gateway(taker, index).host else { return None };
         let host = self.nodes.iter().position(|node| node.config.home.name == host)?;
+        if self.nodes[taker].declared.contains(&self.nodes[host].config.home.name) {
+            return None;
+        }
         let counts =
             |other: &usize| *other != host && *other != taker && self.peer(taker, *other).life != Life::Dead;
         let others: Vec<usize> = (0..self.nodes.len()).filter(counts).collect();

@@ -206,7 +206,7 @@ impl Faults {
         let many = world.nodes.len() as u64;
         let one = chance.below(many) as usize;
         let other = (one + 1 + chance.below(many - 1) as usize) % many as usize;
-        let kind = chance.below(21);
+        let kind = chance.below(22);
         if self.trace {
             println!("{:>10.3} FAULT {kind} of {one} and {other}", world.seconds());
         }
@@ -245,6 +245,10 @@ impl Faults {
                 let _ = world.hand_over(host, gateway, other);
             }
             19 => world.nodes[one].is_trapped = true,
+            20 => {
+                // Who may be wrong; one that somebody hears is not believed dead.
+                let _ = world.declare_dead(one, other);
+            }
             _ => {
                 world.isolate(one);
                 world.set_egress(one, false);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use egret::failover::{
-    Action, Call, CallError, CallId, Config, Done, Event, Failback, Fleet, Gateway, Health, Held, Hello,
-    Message, Observation, Timing, Why,
+    Action, Call, CallError, CallId, Config, Done, Event, Failback, Fleet, Gateway, Health, Held, Hello, Life,
+    Message, Observation, OrderError, Timing, Why,
 };
 use egret::time::Instant;
 
@@ -114,6 +114,8 @@ pub struct Node {
     /// Which gateways its calls in flight are about.
     calls: BTreeMap<CallId, String>,
     pub why: BTreeMap<String, Why>,
+    /// Whom an operator has declared dead there, who may be alive.
+    pub declared: BTreeSet<String>,
     pub events: Vec<(Instant, Event)>,
     pub looks: u64,
     pub changes: u64,
@@ -198,6 +200,7 @@ impl World {
                 asked: BTreeMap::new(),
                 calls: BTreeMap::new(),
                 why: BTreeMap::new(),
+                declared: BTreeSet::new(),
                 events: Vec::new(),
                 looks: 0,
                 changes: 0,
@@ -377,15 +380,22 @@ impl World {
         self.with(index, |fleet, now| fleet.handle_leaving(now, leaving));
     }
 
-    pub fn hand_over(
-        &mut self,
-        host: usize,
-        gateway: usize,
-        to: usize,
-    ) -> Result<(), egret::failover::OrderError> {
+    pub fn hand_over(&mut self, host: usize, gateway: usize, to: usize) -> Result<(), OrderError> {
         let (gateway, to) = (name(gateway), name(to));
         let mut result = Ok(());
         self.with(host, |fleet, now| result = fleet.hand_over(now, &gateway, &to));
+        result
+    }
+
+    /// An operator tells one that another is dead.
+    pub fn declare_dead(&mut self, to: usize, peer: usize) -> Result<Vec<String>, OrderError> {
+        let peer = name(peer);
+        let was_declared = !self.nodes[to].declared.insert(peer.clone());
+        let mut result = Err(OrderError::NoPeer(peer.clone()));
+        self.with(to, |fleet, now| result = fleet.declare_dead(now, &peer));
+        if result.is_err() && !was_declared {
+            self.nodes[to].declared.remove(&peer);
+        }
         result
     }
 
@@ -544,6 +554,9 @@ impl World {
                     let wrong = self.lacks_majority(index, gateway);
                     self.accuse(wrong);
                 }
+            }
+            if let Event::PeerChanged { peer, to: Life::Alive, .. } = &event {
+                self.nodes[index].declared.remove(peer);
             }
             self.nodes[index].events.push((self.now, event));
         }

@@ -101,6 +101,17 @@ async fn talkers_come_with_their_networks_and_a_limit() {
 }
 
 #[tokio::test]
+async fn peer_is_declared_dead_or_it_is_said_why_not() {
+    let path = start("declared-dead", fake());
+    let declare = async |peer: &str| {
+        let peer = peer.to_owned();
+        with_client(path.clone(), |client| client.declare_dead(peer)).await
+    };
+    assert_eq!(declare("az-b").await.unwrap(), ["az-b"]);
+    assert_eq!(declare("az-x").await.unwrap_err().to_string(), "the daemon refused: az-x is no peer");
+}
+
+#[tokio::test]
 async fn log_level_is_told_and_changed() {
     let path = start("log-level", fake());
     let level = async |filter: Option<&str>| {
