@@ -2,8 +2,8 @@
 //!
 //! The daemon is in a VPC as on an instance, with stubs of the metadata service and of EC2. In turns, EC2 answers, closes
 //! every connection, says nothing, throttles, or answers rubbish, while the daemon is made to ask as often as it ever
-//! does; each time it is measured what TCP gets through, and what a packet of 64 bytes costs the worker. Nothing is
-//! asserted. It needs root.
+//! does; each time it is measured what TCP gets through, and what a packet of 64 bytes costs the worker. Before that, what
+//! memory it takes with AWS off and on. Nothing is asserted. It needs root.
 
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
@@ -28,7 +28,7 @@ mod vpc;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ec2::{ALL, ENI, Fault, TABLE};
+use ec2::{ALL, Fault, TABLE};
 use figures::Figures;
 use lab::{Egret, INTERNET, Iperf, Result};
 use vpc::Vpc;
@@ -61,10 +61,9 @@ fn compare(rounds: usize) -> Result {
     println!("  packet sockets (af_packet), one-armed, MTU 1500, GSO on; medians (least - most)\n");
     let vpc = Vpc::new(2, true)?;
     let toml = format!("datapath = \"af_packet\"\n[aws]\nroute_tables = [\"{TABLE}\"]\n");
+    memory(&vpc, &toml)?;
     let egret = vpc.spawn(0, &toml)?;
-    vpc.lab
-        .nat()
-        .wait_for("its route", || Ok(vpc.ec2.lock().unwrap().route(TABLE, "0.0.0.0/0") == Some(ENI)))?;
+    wait(&vpc, &egret, true)?;
     let mut moods: Vec<Measured> = MOODS.iter().map(|_| Measured::default()).collect();
     for round in 0..rounds {
         for turn in 0..MOODS.len() {
@@ -91,6 +90,32 @@ fn compare(rounds: usize) -> Result {
         );
     }
     Ok(())
+}
+
+/// What the SDK takes: the same daemon, with AWS off, and on when its first pass is over and all is as desired.
+fn memory(vpc: &Vpc, toml: &str) -> Result {
+    let off = format!("{toml}enabled = false\n");
+    for (what, toml) in [("AWS off", off.as_str()), ("AWS on, after its first pass", toml)] {
+        let mut egret = vpc.spawn(0, toml)?;
+        wait(vpc, &egret, toml != off)?;
+        let resident = process::resident_bytes(egret.process.id())? as f64 / f64::from(1 << 20);
+        println!("{what:37} {resident:.1} MiB resident");
+        egret.stop(lab::DEADLINE)?;
+    }
+    println!();
+    Ok(())
+}
+
+/// Waits until it translates, and with AWS on for its first pass.
+fn wait(vpc: &Vpc, egret: &Egret, is_on: bool) -> Result {
+    vpc.lab.nat().wait_for("its first pass", || {
+        // It may not be there yet.
+        let told = egret.try_status().map_or(String::new(), |output| output.stdout);
+        let status: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
+        let aws = &status["aws"];
+        let is_done = aws["routes"][0]["state"] == "active" && aws["problems"] == serde_json::json!([]);
+        Ok(status["ready"] == true && (is_done || !is_on))
+    })
 }
 
 #[derive(Default)]
