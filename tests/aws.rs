@@ -15,8 +15,6 @@ mod ec2;
 mod environment;
 #[path = "aws/failover.rs"]
 mod failover;
-#[path = "aws/failover_moto.rs"]
-mod failover_moto;
 #[path = "aws/fleet.rs"]
 mod fleet;
 #[path = "aws/http.rs"]
@@ -29,6 +27,8 @@ mod lab;
 mod lifecycle;
 #[path = "aws/moto.rs"]
 mod moto;
+#[path = "aws/moto_vpc.rs"]
+mod moto_vpc;
 #[path = "aws/notices.rs"]
 mod notices;
 #[path = "aws/reconcile.rs"]

@@ -160,6 +160,24 @@ impl Ec2 {
     }
 
     pub fn answer(&mut self, request: &Request) -> Answer {
+        let (action, form) = match self.admit(request) {
+            Ok(admitted) => admitted,
+            Err(answer) => return answer,
+        };
+        let before = self.world.clone();
+        let now = Instant::now();
+        if self.history.is_empty() || !action.starts_with("Describe") {
+            self.history.push_back((now, before));
+        }
+        let answer = self.carry_out(&action, &form, now);
+        match answer {
+            Ok(content) => xml(&action, &content),
+            Err(code) => error(400, code, "The request is refused."),
+        }
+    }
+
+    /// Takes note of a request, and fails it if there is to be a fault; else its action and fields.
+    pub fn admit(&mut self, request: &Request) -> Result<(String, Form), Answer> {
         let signature = request.header("authorization").unwrap();
         assert!(signature.contains("/eu-west-1/ec2/"));
         let key = signature.split_once("Credential=").unwrap().1.split('/').next().unwrap().to_owned();
@@ -171,26 +189,16 @@ impl Ec2 {
         self.calls.push(action.clone());
         let is_hit = |prefix: &str| action.starts_with(prefix);
         match self.fault {
-            Fault::Closed(prefix) if is_hit(prefix) => return Answer::Closed,
-            Fault::Silence(prefix) if is_hit(prefix) => return Answer::Silence,
+            Fault::Closed(prefix) if is_hit(prefix) => return Err(Answer::Closed),
+            Fault::Silence(prefix) if is_hit(prefix) => return Err(Answer::Silence),
             Fault::Rubbish(prefix) if is_hit(prefix) => {
-                return Answer::Http(200, "", "<html>out of order".into());
+                return Err(Answer::Http(200, "", "<html>out of order".into()));
             }
-            Fault::Empty(prefix) if is_hit(prefix) => return xml(&action, ""),
+            Fault::Empty(prefix) if is_hit(prefix) => return Err(xml(&action, "")),
             Fault::Error(prefix, status, code) if is_hit(prefix) => {
-                return error(status, code, "Encoded authorization failure message: x7Yz");
+                return Err(error(status, code, "Encoded authorization failure message: x7Yz"));
             }
-            _ => {}
-        }
-        let before = self.world.clone();
-        let now = Instant::now();
-        if self.history.is_empty() || !action.starts_with("Describe") {
-            self.history.push_back((now, before));
-        }
-        let answer = self.carry_out(&action, &form, now);
-        match answer {
-            Ok(content) => xml(&action, &content),
-            Err(code) => error(400, code, "The request is refused."),
+            _ => Ok((action, form)),
         }
     }
 
@@ -411,7 +419,7 @@ fn describe_addresses(world: &World, form: &Form) -> String {
 }
 
 /// The fields of an EC2 query.
-struct Form(BTreeMap<String, String>);
+pub struct Form(BTreeMap<String, String>);
 
 impl Form {
     fn parse(body: &str) -> Self {
@@ -423,7 +431,7 @@ impl Form {
         self.0.get(name).map(String::as_str)
     }
 
-    fn get(&self, name: &str) -> &str {
+    pub fn get(&self, name: &str) -> &str {
         self.find(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.0))
     }
 

@@ -1,5 +1,6 @@
 //! A fleet: daemons in a VPC, each with a metadata service of its own, and one EC2, whose routes and addresses are those
-//! by which packets really go.
+//! by which packets really go: moto, but where a test needs what only the stub does (private addresses that are secondary,
+//! an interface without room, an EC2 that minds what it is asked).
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,9 @@ use crate::ec2::{ALL, ElasticIp, Fault};
 use crate::lab::{
     DEADLINE, Egret, Failure, Host, INTERNET, Process, Result, Transport, Web, gateway_address, wait_for,
 };
-use crate::vpc::{ALLOCATIONS, KEY, NAMES, TABLES, Vpc, number};
+use crate::moto_vpc;
+use crate::vpc::{KEY, NAMES, Vpc, number};
 
-const FALLBACK: &str = "nat-0123456789abcdef0";
 /// What a take-over may take in all, silence included. A machine that is busy with other tests has its share in that.
 const BOUND: Duration = Duration::from_secs(15);
 
@@ -20,7 +21,15 @@ const BOUND: Duration = Duration::from_secs(15);
 struct Site {
     instances: Vec<Option<Egret>>,
     _web: Web,
+    _moto: Option<Process>,
     vpc: Vpc,
+}
+
+/// Who plays EC2.
+#[derive(Clone, Copy, Debug)]
+enum Cloud {
+    Stub,
+    Moto,
 }
 
 impl std::ops::Deref for Site {
@@ -33,15 +42,18 @@ impl std::ops::Deref for Site {
 
 impl Site {
     /// With so many instances, none of which runs yet.
-    fn new(count: usize) -> Result<Self> {
-        let vpc = Vpc::new(count, false)?;
+    fn new(cloud: Cloud, count: usize) -> Result<Self> {
+        let (vpc, moto) = match cloud {
+            Cloud::Stub => (Vpc::new(count, false)?, None),
+            Cloud::Moto => moto_vpc::build(count).map(|(vpc, moto)| (vpc, Some(moto)))?,
+        };
         let web = Web::start(vpc.lab.internet(), 80)?;
-        Ok(Self { instances: (0..count).map(|_| None).collect(), _web: web, vpc })
+        Ok(Self { instances: (0..count).map(|_| None).collect(), _web: web, _moto: moto, vpc })
     }
 
     /// With all instances up, each of which has its home gateway.
-    fn settled(count: usize) -> Result<Self> {
-        let mut site = Self::new(count)?;
+    fn settled(cloud: Cloud, count: usize) -> Result<Self> {
+        let mut site = Self::new(cloud, count)?;
         for index in 0..count {
             site.start(index, &site.config(index))?;
         }
@@ -186,7 +198,7 @@ impl Ping {
 
 #[test]
 fn each_instance_has_its_home_gateway_and_is_the_others_standby() -> Result {
-    let site = Site::settled(2)?;
+    let site = Site::settled(Cloud::Stub, 2)?;
     for index in 0..2 {
         assert_eq!(site.at_ec2(index), (Some(index), Some(index)));
         site.answers(index)?;
@@ -211,7 +223,16 @@ fn each_instance_has_its_home_gateway_and_is_the_others_standby() -> Result {
 
 #[test]
 fn killed_hosts_gateway_is_taken_over_and_goes_home_when_it_is_back() -> Result {
-    let mut site = Site::settled(2)?;
+    host_is_killed_and_comes_back(Cloud::Stub)
+}
+
+#[test]
+fn killed_hosts_gateway_is_taken_over_and_goes_home_when_it_is_back_at_moto() -> Result {
+    host_is_killed_and_comes_back(Cloud::Moto)
+}
+
+fn host_is_killed_and_comes_back(cloud: Cloud) -> Result {
+    let mut site = Site::settled(cloud, 2)?;
     let begun = Instant::now();
     site.kill(0)?;
     site.wait_moved(0, 1, begun)?;
@@ -229,7 +250,7 @@ fn killed_hosts_gateway_is_taken_over_and_goes_home_when_it_is_back() -> Result 
 
 #[test]
 fn stopped_host_wakes_as_a_standby_and_writes_nothing() -> Result {
-    let site = Site::settled(2)?;
+    let site = Site::settled(Cloud::Moto, 2)?;
     let begun = Instant::now();
     site.egret(0).process.signal(Signal::SIGSTOP)?;
     let moved = site.wait_moved(0, 1, begun);
@@ -245,7 +266,7 @@ fn stopped_host_wakes_as_a_standby_and_writes_nothing() -> Result {
 
 #[test]
 fn host_without_a_link_is_replaced_and_stands_by_when_it_is_back() -> Result {
-    let site = Site::settled(2)?;
+    let site = Site::settled(Cloud::Moto, 2)?;
     let begun = Instant::now();
     site.lab.router().run("ip link set nat down")?;
     site.wait_moved(0, 1, begun)?;
@@ -258,7 +279,7 @@ fn host_without_a_link_is_replaced_and_stands_by_when_it_is_back() -> Result {
 
 #[test]
 fn host_without_the_internet_is_replaced() -> Result {
-    let site = Site::settled(2)?;
+    let site = Site::settled(Cloud::Moto, 2)?;
     let begun = Instant::now();
     site.cut_egress(0)?;
     site.wait_moved(0, 1, begun)?;
@@ -271,7 +292,16 @@ fn host_without_the_internet_is_replaced() -> Result {
 
 #[test]
 fn spot_notice_hands_the_gateway_over_while_the_host_still_forwards() -> Result {
-    let site = Site::settled(2)?;
+    host_is_about_to_be_interrupted(Cloud::Stub)
+}
+
+#[test]
+fn spot_notice_hands_the_gateway_over_at_moto() -> Result {
+    host_is_about_to_be_interrupted(Cloud::Moto)
+}
+
+fn host_is_about_to_be_interrupted(cloud: Cloud) -> Result {
+    let site = Site::settled(cloud, 2)?;
     let ping = Ping::start(site.lab.client(1))?;
     let begun = Instant::now();
     let notice = r#"{"action": "terminate", "time": "2030-09-18T08:22:00Z"}"#;
@@ -285,7 +315,16 @@ fn spot_notice_hands_the_gateway_over_while_the_host_still_forwards() -> Result 
 
 #[test]
 fn operator_moves_a_gateway_and_it_stays_until_it_is_moved_back() -> Result {
-    let site = Site::settled(2)?;
+    operator_moves_a_gateway(Cloud::Stub)
+}
+
+#[test]
+fn operator_moves_a_gateway_and_it_stays_until_it_is_moved_back_at_moto() -> Result {
+    operator_moves_a_gateway(Cloud::Moto)
+}
+
+fn operator_moves_a_gateway(cloud: Cloud) -> Result {
+    let site = Site::settled(cloud, 2)?;
     let ping = Ping::start(site.lab.client(1))?;
     let moved = site.hand_over(0, &["--to", "az-b"])?;
     assert!(moved.starts_with("az-a is at az-b after "), "{moved}");
@@ -313,7 +352,10 @@ fn operator_moves_a_gateway_and_it_stays_until_it_is_moved_back() -> Result {
 
 #[test]
 fn stopping_service_hands_its_gateways_over_first() -> Result {
-    let mut site = Site::settled(2)?;
+    let mut site = Site::settled(Cloud::Moto, 2)?;
+    // A peer that has taken it once is steady.
+    site.hand_over(0, &["--to", "az-b"])?;
+    site.hand_over(1, &["--gateway", "az-a", "--to", "az-a"])?;
     let mut egret = site.instances[0].take().expect("it runs");
     let begun = Instant::now();
     let ended = egret.stop(DEADLINE)?;
@@ -325,7 +367,7 @@ fn stopping_service_hands_its_gateways_over_first() -> Result {
 
 #[test]
 fn api_that_is_down_when_the_host_dies_delays_the_takeover_and_no_more() -> Result {
-    let mut site = Site::settled(2)?;
+    let mut site = Site::settled(Cloud::Moto, 2)?;
     site.ec2.lock().unwrap().fault = Fault::Closed(ALL);
     site.kill(0)?;
     let calls = site.ec2.lock().unwrap().calls.len();
@@ -340,7 +382,7 @@ fn api_that_is_down_when_the_host_dies_delays_the_takeover_and_no_more() -> Resu
 
 #[test]
 fn smallest_instances_have_room_for_each_others_gateways() -> Result {
-    let mut site = Site::new(2)?;
+    let mut site = Site::new(Cloud::Stub, 2)?;
     for interface in site.ec2.lock().unwrap().world.interfaces.values_mut() {
         interface.room = 2;
     }
@@ -355,8 +397,9 @@ fn smallest_instances_have_room_for_each_others_gateways() -> Result {
     site.kill(0)?;
     site.wait_moved(0, 1, begun)?;
     // Its own is on the secondary address, the other's on the primary one.
-    let private =
-        |gateway: usize| site.ec2.lock().unwrap().used(ALLOCATIONS[gateway]).map(|(_, private)| private);
+    let private = |gateway: usize| {
+        site.ec2.lock().unwrap().used(&site.ids.allocations[gateway]).map(|(_, private)| private)
+    };
     assert_eq!(private(0), Some(gateway_address(2)));
     assert_ne!(private(1), private(0));
     Ok(())
@@ -364,12 +407,27 @@ fn smallest_instances_have_room_for_each_others_gateways() -> Result {
 
 #[test]
 fn three_instances_agree_who_is_dead_and_the_first_heir_takes_over() -> Result {
-    let mut site = Site::settled(3)?;
+    three_instances_become_one(Cloud::Stub)
+}
+
+#[test]
+fn three_instances_agree_who_is_dead_and_the_first_heir_takes_over_at_moto() -> Result {
+    three_instances_become_one(Cloud::Moto)
+}
+
+fn three_instances_become_one(cloud: Cloud) -> Result {
+    let mut site = Site::settled(cloud, 3)?;
     let begun = Instant::now();
     site.kill(1)?;
     site.wait_moved(1, 0, begun)?;
     // The next one to die leaves everything to the last.
     site.wait("az-b to be known to be at az-a", |site| Ok(site.gateway(2, 1)["host"] == NAMES[0]))?;
+    // Why, its host has told.
+    site.wait("the reason", |site| Ok(site.gateway(2, 1)["why"] == "the host was silent"))?;
+    let text = site.egret(2).command(&["status"])?.success()?.stdout;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let place = lines.iter().position(|line| line.starts_with("az-b: at az-a for ")).expect("its line");
+    assert_eq!(lines[place + 1], "the host was silent", "{text}");
     let begun = Instant::now();
     site.kill(0)?;
     site.wait_moved(0, 2, begun)?;
@@ -379,17 +437,40 @@ fn three_instances_agree_who_is_dead_and_the_first_heir_takes_over() -> Result {
 }
 
 #[test]
+fn last_of_three_takes_over_at_an_operators_word_if_the_others_die_at_once() -> Result {
+    let mut site = Site::settled(Cloud::Moto, 3)?;
+    let refused = site.egret(2).command(&["handover", "--dead", "az-a"])?;
+    assert!(refused.stderr.contains("az-a is heard: give the order there"), "{refused}");
+    assert_eq!(refused.status.code(), Some(1));
+    site.egret(1).process.signal(Signal::SIGSTOP)?;
+    site.kill(0)?;
+    site.kill(1)?;
+    site.wait("both to be missed", |site| {
+        let peers = site.fleet(2)["peers"].as_array().cloned().unwrap_or_default();
+        Ok(peers.iter().all(|peer| peer["state"] == "suspect"))
+    })?;
+    let said = site.egret(2).command(&["handover", "--dead", "az-a"])?.success()?.stdout;
+    assert!(said.starts_with("az-a is at az-c after "), "{said}");
+    let begun = Instant::now();
+    site.wait_moved(0, 2, begun)?;
+    site.wait_moved(1, 2, begun)?;
+    Ok(())
+}
+
+#[test]
 fn without_a_peer_the_routes_go_to_the_standby_nat_gateway_and_come_back() -> Result {
-    let mut site = Site::settled(2)?;
-    let more = format!("hold_down = \"5s\"\nfallback_nat_gateway = \"{FALLBACK}\"");
+    let mut site = Site::settled(Cloud::Moto, 2)?;
+    let fallback = site.ids.nat_gateway.clone();
+    let more = format!("hold_down = \"5s\"\nfallback_nat_gateway = \"{fallback}\"");
     let toml = site.config_with(0, KEY, &more);
     site.egret(0).reload(&toml)?;
     site.kill(1)?;
     site.wait_active(0, 1)?;
     let notice = r#"{"action": "terminate", "time": "2030-09-18T08:22:00Z"}"#;
     site.trees[0].lock().unwrap().insert("spot/instance-action".to_owned(), notice.to_owned());
-    let target = |site: &Site| site.ec2.lock().unwrap().route(TABLES[0], "0.0.0.0/0").map(str::to_owned);
-    site.wait("the standby nat gateway", |site| Ok(target(site).as_deref() == Some(FALLBACK)))?;
+    let target =
+        |site: &Site| site.ec2.lock().unwrap().route(&site.ids.tables[0], "0.0.0.0/0").map(str::to_owned);
+    site.wait("the standby nat gateway", |site| Ok(target(site).as_ref() == Some(&fallback)))?;
     assert_eq!(site.at_ec2(0).0, Some(0), "whoever writes routes has the address");
     site.trees[0].lock().unwrap().remove("spot/instance-action");
     site.wait("its own route again", |site| Ok(site.at_ec2(0) == (Some(0), Some(0))))?;
@@ -398,7 +479,7 @@ fn without_a_peer_the_routes_go_to_the_standby_nat_gateway_and_come_back() -> Re
 
 #[test]
 fn wrong_key_or_a_contradiction_is_refused_and_changes_nothing() -> Result {
-    let mut site = Site::new(2)?;
+    let mut site = Site::new(Cloud::Stub, 2)?;
     site.start(0, &site.config(0))?;
     site.wait_active(0, 0)?;
     let other_key = KEY.replace("4f1d", "0000");
@@ -408,11 +489,11 @@ fn wrong_key_or_a_contradiction_is_refused_and_changes_nothing() -> Result {
     assert_eq!(site.fleet(0)["peers"][0]["connected"], false);
     // One that has the key, and claims what is another's.
     site.kill(1)?;
-    let claims = site.config(1).replace(TABLES[1], TABLES[0]);
+    let claims = site.config(1).replace(&site.ids.tables[1], &site.ids.tables[0]);
     site.start(1, &claims)?;
     site.wait("the claim to be refused", |site| {
         let refused = site.fleet(0)["peers"][0]["refused"].as_str().unwrap_or_default().to_owned();
-        Ok(refused == format!("it claims {}, which belongs to gateway az-a", TABLES[0]))
+        Ok(refused == format!("it claims {}, which belongs to gateway az-a", site.ids.tables[0]))
     })?;
     assert_eq!(site.at_ec2(0), (Some(0), Some(0)));
     assert!(site.lab.gateway(1).wait_listening(Transport::Tcp, 7946).is_ok());

@@ -33,10 +33,22 @@ pub const ALLOCATIONS: [&str; 3] = [ALLOCATION, OTHER_ALLOCATION, "eipalloc-0aaa
 pub const NAMES: [&str; 3] = ["az-a", "az-b", "az-c"];
 pub const KEY: &str = "4f1d5f5b0c9a4b60a5cf2d6a8f3b7c1e9d0e2f4a6b8c0d1e3f5a7b9c1d3e5f70";
 
+/// What EC2 has named things, of each instance in turn.
+#[derive(Clone, Debug)]
+pub struct Ids {
+    pub vpc: String,
+    pub enis: Vec<String>,
+    pub tables: Vec<String>,
+    pub allocations: Vec<String>,
+    pub nat_gateway: String,
+}
+
 /// See the module.
 pub struct Vpc {
     pub lab: Arc<Lab>,
+    /// The stub, or a relay that shows what there is at moto.
     pub ec2: Arc<Mutex<Ec2>>,
+    pub ids: Ids,
     /// What each instance's metadata service tells.
     pub trees: Vec<Arc<Mutex<Tree>>>,
     /// EC2's, and each instance's metadata service's.
@@ -53,21 +65,35 @@ impl Vpc {
     /// With so many instances, from 2 to 3, on which nothing runs yet; `quiet` as for a lab.
     pub fn new(count: usize, quiet: bool) -> Result<Self> {
         let gateways = u8::try_from(count)?;
-        let lab = Arc::new(Lab::new(Options { gateways, quiet, ..Options::default() })?);
-        let ec2 = Arc::new(Mutex::new(world(count)));
-        let mut stubs = Vec::new();
+        let lab = Lab::new(Options { gateways, quiet, ..Options::default() })?;
+        let own = |ids: [&str; 3]| ids[..count].iter().map(|id| (*id).to_owned()).collect();
+        let ids = Ids {
+            vpc: VPC.to_owned(),
+            enis: own(ENIS),
+            tables: own(TABLES),
+            allocations: own(ALLOCATIONS),
+            nat_gateway: "nat-0123456789abcdef0".to_owned(),
+        };
+        let ec2 = Arc::new(Mutex::new(world(&ids)));
         let stub = Arc::clone(&ec2);
-        let (address, ec2_stub) = in_namespace(lab.router(), move || {
+        let served = in_namespace(lab.router(), move || {
             serve_at("10.0.0.1:0", move |request| stub.lock().unwrap().answer(request))
         })?;
-        stubs.push(ec2_stub);
+        Self::around(lab, ec2, ids, served)
+    }
+
+    /// Around an EC2 that is served in the lab already.
+    pub fn around(lab: Lab, ec2: Arc<Mutex<Ec2>>, ids: Ids, served: (SocketAddr, Stub)) -> Result<Self> {
+        let lab = Arc::new(lab);
+        let (address, ec2_stub) = served;
+        let mut stubs = vec![ec2_stub];
         let ec2_endpoint = format!("http://{address}");
         let (mut trees, mut imds_endpoints) = (Vec::new(), Vec::new());
-        for index in 0..count {
+        for index in 0..ids.enis.len() {
             let host = lab.gateway(number(index));
             let mac = imds::MAC.map(|octet| format!("{octet:02x}")).join(":");
             host.run(&format!("ip link set ens5 address {mac}"))?;
-            let tree = Arc::new(Mutex::new(tree(index)));
+            let tree = Arc::new(Mutex::new(tree(&ids, index)));
             trees.push(Arc::clone(&tree));
             let (address, stub) =
                 in_namespace(host, move || serve(move |request| imds::answer(&tree.lock().unwrap(), request)))?;
@@ -75,8 +101,18 @@ impl Vpc {
             stubs.push(stub);
         }
         let (ends, changes) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let fabric = Some(follow(&lab, &ec2, &ends, &changes));
-        Ok(Self { lab, ec2, trees, endpoints: (ec2_endpoint, imds_endpoints), ends, fabric, changes, stubs })
+        let fabric = Some(follow(&lab, &ec2, &ids, &ends, &changes));
+        Ok(Self {
+            lab,
+            ec2,
+            ids,
+            trees,
+            endpoints: (ec2_endpoint, imds_endpoints),
+            ends,
+            fabric,
+            changes,
+            stubs,
+        })
     }
 
     /// Starts the daemon on an instance.
@@ -102,8 +138,8 @@ impl Vpc {
         format!(
             "[aws]\nroute_tables = [\"{}\"]\nelastic_ips = [\"{}\"]\n\n[failover]\ngateway = \"{}\"\nkey_file = \"{}\"\n\
              listen = \"{}:7946\"\npeers = [{}]\negress_probes = [\"{INTERNET}:80\", \"{INTERNET}:7\"]\n{more}\n",
-            TABLES[index],
-            ALLOCATIONS[index],
+            self.ids.tables[index],
+            self.ids.allocations[index],
             NAMES[index],
             file.display(),
             gateway_address(number(index)),
@@ -114,9 +150,9 @@ impl Vpc {
     /// Whose a gateway is at EC2: its Elastic IP and its route.
     pub fn at_ec2(&self, gateway: usize) -> (Option<usize>, Option<usize>) {
         let ec2 = self.ec2.lock().unwrap();
-        let whose = |eni: &str| ENIS.iter().position(|known| *known == eni);
-        let address = ec2.used(ALLOCATIONS[gateway]).and_then(|(eni, _)| whose(eni));
-        (address, ec2.route(TABLES[gateway], "0.0.0.0/0").and_then(whose))
+        let whose = |eni: &str| self.ids.enis.iter().position(|known| *known == eni);
+        let address = ec2.used(&self.ids.allocations[gateway]).and_then(|(eni, _)| whose(eni));
+        (address, ec2.route(&self.ids.tables[gateway], "0.0.0.0/0").and_then(whose))
     }
 
     /// How packets went, since each of these moments.
@@ -152,32 +188,33 @@ pub fn key_file(lab: &Lab, index: usize, key: &str) -> PathBuf {
 }
 
 /// For each instance an interface, a route table and an Elastic IP that is free.
-fn world(count: usize) -> Ec2 {
+pub fn world(ids: &Ids) -> Ec2 {
     let mut ec2 = Ec2::new();
     ec2.world.interfaces.clear();
     ec2.world.tables.clear();
     ec2.world.elastic_ips.clear();
-    for index in 0..count {
+    for (index, eni) in ids.enis.iter().enumerate() {
         let interface = Interface { check: true, addresses: vec![gateway_address(number(index))], room: 50 };
-        ec2.world.interfaces.insert(ENIS[index].to_owned(), interface);
+        ec2.world.interfaces.insert(eni.clone(), interface);
         let local = ("10.0.0.0/16".to_owned(), "local".to_owned(), true);
-        let table = Table { vpc: VPC.to_owned(), tags: BTreeMap::new(), routes: vec![local] };
-        ec2.world.tables.insert(TABLES[index].to_owned(), table);
+        let table = Table { vpc: ids.vpc.clone(), tags: BTreeMap::new(), routes: vec![local] };
+        ec2.world.tables.insert(ids.tables[index].clone(), table);
         let public = Ipv4Addr::new(203, 0, 113, 6 + number(index));
         let free = ElasticIp { public, used: None, associations: 0 };
-        ec2.world.elastic_ips.insert(ALLOCATIONS[index].to_owned(), free);
+        ec2.world.elastic_ips.insert(ids.allocations[index].clone(), free);
     }
     ec2
 }
 
 /// The metadata of an instance, whose primary address has a public one of its own.
-pub fn tree(index: usize) -> Tree {
+pub fn tree(ids: &Ids, index: usize) -> Tree {
     let mut tree = imds::tree_with_role();
     tree.retain(|path, _| !path.contains("ipv4-associations"));
     let (private, public) = (gateway_address(number(index)), public_of_host(number(index)));
     let interface = imds::INTERFACE;
     for (path, text) in [
-        (format!("{interface}/interface-id"), ENIS[index].to_owned()),
+        (format!("{interface}/interface-id"), ids.enis[index].clone()),
+        (format!("{interface}/vpc-id"), ids.vpc.clone()),
         (format!("{interface}/local-ipv4s"), private.to_string()),
         (format!("{interface}/public-ipv4s"), public.to_string()),
         (format!("{interface}/ipv4-associations/{public}"), private.to_string()),
@@ -211,14 +248,16 @@ pub fn in_namespace<F: Future<Output = SocketAddr>>(
 fn follow(
     lab: &Arc<Lab>,
     ec2: &Arc<Mutex<Ec2>>,
+    ids: &Ids,
     ends: &Arc<AtomicBool>,
     changes: &Arc<Mutex<Vec<(Instant, Fabric)>>>,
 ) -> JoinHandle<()> {
     let (lab, ec2, ends, changes) = (Arc::clone(lab), Arc::clone(ec2), Arc::clone(ends), Arc::clone(changes));
+    let ids = ids.clone();
     std::thread::spawn(move || {
         let mut applied = None;
         while !ends.load(Ordering::Relaxed) {
-            let fabric = fabric(&ec2.lock().unwrap());
+            let fabric = fabric(&ec2.lock().unwrap(), &ids);
             let mut known = changes.lock().unwrap();
             if known.last().is_none_or(|(_, last)| *last != fabric) {
                 known.push((Instant::now(), fabric.clone()));
@@ -233,11 +272,11 @@ fn follow(
     })
 }
 
-fn fabric(ec2: &Ec2) -> Fabric {
-    let whose = |eni: &str| ENIS.iter().position(|known| *known == eni).map(number);
+fn fabric(ec2: &Ec2, ids: &Ids) -> Fabric {
+    let whose = |eni: &str| ids.enis.iter().position(|known| *known == eni).map(number);
     let routes = (0..2).map(|index| {
-        let table = ec2.world.tables.contains_key(TABLES[index]).then(|| ec2.route(TABLES[index], "0.0.0.0/0"));
-        (number(index), table.flatten().and_then(whose))
+        let table = ids.tables.get(index).filter(|table| ec2.world.tables.contains_key(*table));
+        (number(index), table.and_then(|table| ec2.route(table, "0.0.0.0/0")).and_then(whose))
     });
     let used = |ip: &ElasticIp| {
         let (eni, private) = ip.used.as_ref()?;
