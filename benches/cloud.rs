@@ -28,7 +28,7 @@ mod vpc;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ec2::{ALL, ENI, Fault, TABLE};
+use ec2::{ALL, Fault, TABLE};
 use figures::Figures;
 use lab::{Egret, INTERNET, Iperf, Result};
 use vpc::Vpc;
@@ -63,9 +63,7 @@ fn compare(rounds: usize) -> Result {
     let toml = format!("datapath = \"af_packet\"\n[aws]\nroute_tables = [\"{TABLE}\"]\n");
     memory(&vpc, &toml)?;
     let egret = vpc.spawn(0, &toml)?;
-    vpc.lab
-        .nat()
-        .wait_for("its route", || Ok(vpc.ec2.lock().unwrap().route(TABLE, "0.0.0.0/0") == Some(ENI)))?;
+    wait(&vpc, &egret, true)?;
     let mut moods: Vec<Measured> = MOODS.iter().map(|_| Measured::default()).collect();
     for round in 0..rounds {
         for turn in 0..MOODS.len() {
@@ -99,17 +97,25 @@ fn memory(vpc: &Vpc, toml: &str) -> Result {
     let off = format!("{toml}enabled = false\n");
     for (what, toml) in [("AWS off", off.as_str()), ("AWS on, after its first pass", toml)] {
         let mut egret = vpc.spawn(0, toml)?;
-        let is_on = toml != off;
-        vpc.lab.nat().wait_for("its first pass", || {
-            let aws = &egret.status()?["aws"];
-            Ok(!is_on || aws["routes"][0]["state"] == "active" && aws["problems"] == serde_json::json!([]))
-        })?;
+        wait(vpc, &egret, toml != off)?;
         let resident = process::resident_bytes(egret.process.id())? as f64 / f64::from(1 << 20);
         println!("{what:37} {resident:.1} MiB resident");
         egret.stop(lab::DEADLINE)?;
     }
     println!();
     Ok(())
+}
+
+/// Waits until it translates, and with AWS on for its first pass.
+fn wait(vpc: &Vpc, egret: &Egret, is_on: bool) -> Result {
+    vpc.lab.nat().wait_for("its first pass", || {
+        // It may not be there yet.
+        let told = egret.try_status().map_or(String::new(), |output| output.stdout);
+        let status: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
+        let aws = &status["aws"];
+        let is_done = aws["routes"][0]["state"] == "active" && aws["problems"] == serde_json::json!([]);
+        Ok(status["ready"] == true && (is_done || !is_on))
+    })
 }
 
 #[derive(Default)]

@@ -30,6 +30,7 @@ pub(super) struct Condition {
 
 /// A peer.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is told by somebody else, and they are independent")]
 pub(super) struct Peer {
     pub linked: bool,
     /// The last that it has told, be it taken or refused.

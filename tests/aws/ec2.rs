@@ -189,14 +189,12 @@ impl Ec2 {
         self.calls.push(action.clone());
         let is_hit = |prefix: &str| action.starts_with(prefix);
         match self.fault {
-            Fault::Closed(prefix) if is_hit(prefix) => return Err(Answer::Closed),
-            Fault::Silence(prefix) if is_hit(prefix) => return Err(Answer::Silence),
-            Fault::Rubbish(prefix) if is_hit(prefix) => {
-                return Err(Answer::Http(200, "", "<html>out of order".into()));
-            }
-            Fault::Empty(prefix) if is_hit(prefix) => return Err(xml(&action, "")),
+            Fault::Closed(prefix) if is_hit(prefix) => Err(Answer::Closed),
+            Fault::Silence(prefix) if is_hit(prefix) => Err(Answer::Silence),
+            Fault::Rubbish(prefix) if is_hit(prefix) => Err(Answer::Http(200, "", "<html>out of order".into())),
+            Fault::Empty(prefix) if is_hit(prefix) => Err(xml(&action, "")),
             Fault::Error(prefix, status, code) if is_hit(prefix) => {
-                return Err(error(status, code, "Encoded authorization failure message: x7Yz"));
+                Err(error(status, code, "Encoded authorization failure message: x7Yz"))
             }
             _ => Ok((action, form)),
         }

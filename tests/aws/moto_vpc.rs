@@ -140,7 +140,7 @@ async fn follow(shown: Weak<Mutex<Ec2>>, ids: Ids, is_changed: Arc<AtomicBool>) 
 fn as_table(ids: &Ids, table: egret::aws::RouteTable) -> Table {
     let routes = table.routes.into_iter();
     let routes = routes.map(|route| (route.destination.to_string(), route.target, route.active)).collect();
-    Table { vpc: ids.vpc.clone(), tags: Default::default(), routes }
+    Table { vpc: ids.vpc.clone(), tags: std::collections::BTreeMap::default(), routes }
 }
 
 fn as_address(ids: &Ids, ip: egret::aws::ElasticIp) -> ElasticIp {
