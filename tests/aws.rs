@@ -31,6 +31,8 @@ mod lifecycle;
 mod moto;
 #[path = "aws/notices.rs"]
 mod notices;
+#[path = "aws/peers_by_tag.rs"]
+mod peers_by_tag;
 #[path = "aws/reconcile.rs"]
 mod reconcile;
 #[path = "aws/site.rs"]

@@ -19,7 +19,8 @@ mod tagged;
 use std::ffi::OsStr;
 use std::path::Path;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::Region;
+pub use aws_config::{BehaviorVersion, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
 pub use ec2::{Association, Ec2, ElasticIp, NetworkInterface, PrivateAddress, Route, RouteTable, Tables};

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::reader::{Field, Located, Place, Reader, Section, quoted};
 use super::render::{optional, string, word};
-use super::{Aws, Failover, FailoverPeer, RouteTables, Switch, aws, forward, is_host_address, keys};
+use super::{
+    Aws, Failover, FailoverPeer, PeerAddress, RouteTables, Switch, aws, forward, is_host_address, keys, targets,
+};
 use crate::failover::{Failback, MOST_ALLOCATIONS, MOST_DESTINATIONS, MOST_PEERS, MOST_ROUTE_TABLES, Timing};
 use crate::forward::{Config as Forward, Mode};
 use crate::peer;
@@ -68,7 +70,7 @@ pub(super) fn read(
 /// Writes what [`read`] reads.
 pub(super) fn write(out: &mut String, failover: &Failover) -> std::fmt::Result {
     let peer = |peer: &FailoverPeer| {
-        format!("{{ gateway = {}, address = \"{}\" }}", string(&peer.gateway), peer.address)
+        format!("{{ gateway = {}, address = {} }}", string(&peer.gateway), string(&peer.address.to_string()))
     };
     let time = |key: &str, time: Duration| format!("{key} = \"{}\"", humantime::format_duration(time));
     writeln!(out, "\n[failover]\ngateway = {}", string(&failover.gateway))?;
@@ -118,7 +120,7 @@ fn peers(
         reader.error(&array.place, message);
         return Vec::new();
     }
-    let mut found: Vec<(Located<String>, Located<SocketAddr>)> = Vec::new();
+    let mut found: Vec<(Located<String>, Located<PeerAddress>)> = Vec::new();
     for field in &array.value {
         let Some(peer) = peer_of(reader, field) else { continue };
         let (name, address) = &peer;
@@ -137,18 +139,18 @@ fn peers(
         }
         found.push(peer);
     }
-    let peer = |(name, address): (Located<String>, Located<SocketAddr>)| FailoverPeer {
+    let peer = |(name, address): (Located<String>, Located<PeerAddress>)| FailoverPeer {
         gateway: name.value,
         address: address.value,
     };
     found.into_iter().map(peer).collect()
 }
 
-fn peer_of(reader: &mut Reader<'_>, field: &Field<'_>) -> Option<(Located<String>, Located<SocketAddr>)> {
+fn peer_of(reader: &mut Reader<'_>, field: &Field<'_>) -> Option<(Located<String>, Located<PeerAddress>)> {
     let section = reader.table(field)?;
     keys::check_section(reader, &section, &["gateway", "address"]);
     let name = forward::required(reader, field, &section, "gateway", name);
-    let address = forward::required(reader, field, &section, "address", host_and_port);
+    let address = forward::required(reader, field, &section, "address", peer_address);
     Some((name?, address?))
 }
 
@@ -221,7 +223,7 @@ fn check_ports(
             reader.error(&listen.place, message);
         }
     }
-    if let Some(peer) = peers.iter().find(|peer| peer.address == listen.value) {
+    if let Some(peer) = peers.iter().find(|peer| peer.address == PeerAddress::Fixed(listen.value)) {
         reader.error(&listen.place, format!("{} is the address of the peer {}", listen.value, peer.gateway));
     }
 }
@@ -258,6 +260,19 @@ fn host_and_port(text: &str) -> Result<SocketAddr, String> {
         IpAddr::V6(_) => false,
     });
     address.ok_or_else(|| no_address(text))
+}
+
+fn peer_address(text: &str) -> Result<PeerAddress, String> {
+    let Some(tag) = text.strip_prefix("ec2-tag:") else {
+        return host_and_port(text).map(PeerAddress::Fixed);
+    };
+    if !cfg!(feature = "aws") {
+        return Err("this egret was built without AWS support; use an address".to_owned());
+    }
+    let tagged = |(key, value, port)| PeerAddress::Tagged { key, value, port };
+    targets::ec2_tag(tag).map(tagged).ok_or_else(|| {
+        format!("{} is not a tag and a port; use such as \"ec2-tag:egret:gateway=az-b:7946\"", quoted(text))
+    })
 }
 
 fn address(text: &str) -> Option<SocketAddr> {

@@ -21,6 +21,7 @@ mod targets;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -176,7 +177,30 @@ pub struct Failover {
 pub struct FailoverPeer {
     /// The name of its home gateway.
     pub gateway: String,
-    pub address: SocketAddr,
+    pub address: PeerAddress,
+}
+
+/// Where a peer listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    Fixed(SocketAddr),
+    /// At the private address of whichever running instance of this VPC has a tag: one in an Auto Scaling group has no
+    /// address that stays.
+    Tagged {
+        key: String,
+        value: String,
+        port: u16,
+    },
+}
+
+/// As the file has it.
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(address) => address.fmt(f),
+            Self::Tagged { key, value, port } => write!(f, "ec2-tag:{key}={value}:{port}"),
+        }
+    }
 }
 
 /// A choice of route tables.

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -13,10 +14,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use super::aws::{CALL_TIMEOUT, Seen};
 use super::egress;
 use super::gateways::{Order, Prepared, Ready, Standing};
+use super::whereabouts::{Addresses, Answer, Whereabouts};
 use super::with_causes;
 use crate::admin::{FleetReport, GatewayReport, PeerReport};
 use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Place, Tables};
-use crate::config::{self, Aws, PeerKey, RouteTables};
+use crate::config::{self, Aws, FailoverPeer, PeerKey, RouteTables};
 use crate::failover::{
     Action, Call, CallError, CallId, Config, Done, Event, Fleet, Gateway, Health, Held, Hello, Host, Life,
     Observation, Role, Timing, Why,
@@ -34,17 +36,19 @@ pub(super) async fn run(
     let known = async {
         let identities = identities(&seen).await;
         let (external, internal) = &identities;
-        let ec2 = Ec2::new(&aws::sdk_config(&external.region).await, calls, CALL_TIMEOUT);
+        let sdk = aws::sdk_config(&external.region).await;
+        let whereabouts = Whereabouts::new(&sdk, &external.vpc, calls.clone());
+        let ec2 = Ec2::new(&sdk, calls, CALL_TIMEOUT);
         let tables = find_tables(&ec2, &mut wanted, &external.vpc).await;
         let place =
             Place { external: external.eni.clone(), internal: internal.eni.clone(), vpc: external.vpc.clone() };
-        (ec2, place, tables)
+        (ec2, place, tables, whereabouts)
     };
-    let (ec2, place, tables) = tokio::select! {
+    let (ec2, place, tables, whereabouts) = tokio::select! {
         known = known => known,
         () = refuse(&mut prepared.ends.orders) => return,
     };
-    match Tender::new(prepared, seen, wanted, ec2, place, tables) {
+    match Tender::new(prepared, seen, wanted, ec2, (place, tables, whereabouts)) {
         Ok((tender, ends)) => tender.run(ends).await,
         Err(error) => tracing::error!(error, "failover does not work"),
     }
@@ -61,6 +65,7 @@ struct Sources {
 struct Tender {
     fleet: Fleet,
     link: Link,
+    whereabouts: Whereabouts,
     executor: Executor,
     ec2: Ec2,
     place: Place,
@@ -93,7 +98,16 @@ struct Tender {
     /// Secondary private addresses that were seen to.
     places: usize,
     memory: Option<PathBuf>,
-    remembered: Vec<Hello>,
+    remembered: Memory,
+}
+
+/// What is kept over a restart.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Memory {
+    /// How peers introduced themselves.
+    known: Vec<Hello>,
+    /// Where those were that are found by a tag.
+    found: Addresses,
 }
 
 /// Something that was done beside.
@@ -101,6 +115,7 @@ enum Finished {
     Observed(CallId, Result<Vec<Observation>, Failure>),
     Made { id: CallId, gateway: String, call: Call, result: Result<Done, NotDone> },
     Tables(Result<Vec<String>, Failure>),
+    Found(FailoverPeer, Answer),
     Places(usize, Result<(), Failure>),
 }
 
@@ -110,15 +125,14 @@ impl Tender {
         seen: watch::Sender<Seen>,
         mut wanted: watch::Receiver<Aws>,
         ec2: Ec2,
-        place: Place,
-        tables: Vec<String>,
+        (place, tables, whereabouts): (Place, Vec<String>, Whereabouts),
     ) -> Result<(Self, Sources), String> {
         let Prepared { config, key, socket, seed, ends } = prepared;
         let aws = wanted.borrow_and_update().clone();
         let start = Instant::now();
         let fleet = Fleet::new(fleet_config(&config, &aws, &place, &tables), seed, time::Instant::ORIGIN);
         let fleet = fleet.map_err(|error| error.to_string())?;
-        let (link, events) = Link::start(link_config(&config, &key), socket, &fleet.hello())
+        let (link, events) = Link::start(link_config(&config, &key, &whereabouts), socket, &fleet.hello())
             .map_err(|error| format!("there is no link: {}", with_causes(&error)))?;
         let executor = Executor::new(ec2.clone(), place.clone());
         let (probes, addresses) = watch::channel(config.egress_probes.clone());
@@ -129,6 +143,7 @@ impl Tender {
         let tender = Self {
             fleet,
             link,
+            whereabouts,
             executor,
             ec2,
             place,
@@ -153,7 +168,7 @@ impl Tender {
             complaint: None,
             places: 0,
             memory,
-            remembered: Vec::new(),
+            remembered: Memory::default(),
         };
         let sources = Sources { link: events, orders: ends.orders, egress, _probing: probing };
         Ok((tender, sources))
@@ -189,6 +204,7 @@ impl Tender {
                 Ok(()) = self.wanted.changed() => self.reconfigure(self.config.clone()),
                 _ = ticks.tick() => {
                     self.tell_health();
+                    self.look_for_peers();
                     self.publish();
                 }
                 _ = looks.tick() => self.look_for_tables(),
@@ -284,6 +300,19 @@ impl Tender {
             }
             Finished::Tables(Ok(_)) => {}
             Finished::Tables(Err(failure)) => self.heard_of_api(Some(failure.to_string())),
+            Finished::Found(peer, answer) => {
+                let own: Vec<Ipv4Addr> = {
+                    let seen = self.seen.borrow();
+                    let addresses = seen.identities.iter().flatten().flat_map(|identity| &identity.addresses);
+                    addresses.map(|address| address.private).collect()
+                };
+                if self.whereabouts.answered(&self.config, &peer, answer, &own) {
+                    let found = self.whereabouts.found().get(&peer.gateway);
+                    tracing::info!(peer = peer.gateway, addresses = ?found, "peer found by its tag");
+                    self.relink(None);
+                    self.remember();
+                }
+            }
             Finished::Places(places, Ok(())) => self.places = places,
             Finished::Places(_, Err(failure)) => {
                 tracing::error!(reason = %failure, "no room for elastic ips of others: they could not be taken over");
@@ -389,13 +418,33 @@ impl Tender {
             tracing::error!(%error, "failover not reconfigured");
             return;
         }
-        let relinked = self.link.reconfigure(link_config(&config, &self.key), socket);
+        self.whereabouts.reconfigure(&self.config, &config);
+        self.probes.send_replace(config.egress_probes.clone());
+        self.config = config;
+        self.relink(socket);
+    }
+
+    /// Has the link follow the configuration, the key, and where peers are.
+    fn relink(&mut self, socket: Option<std::net::TcpListener>) {
+        let config = link_config(&self.config, &self.key, &self.whereabouts);
+        let relinked = self.link.reconfigure(config, socket);
         let relinked = relinked.and_then(|()| self.link.set_hello(&self.fleet.hello()));
         if let Err(error) = relinked {
             tracing::error!(%error, "link to peers not reconfigured");
         }
-        self.probes.send_replace(config.egress_probes.clone());
-        self.config = config;
+    }
+
+    /// Asks EC2 where those are that are named by a tag, and that there is no link with.
+    fn look_for_peers(&mut self) {
+        let links = self.link.report();
+        let is_connected =
+            |name: &str| links.peers.iter().any(|link| link.gateway == name && link.connected.is_some());
+        for question in self.whereabouts.questions(&self.config, is_connected) {
+            self.doing.spawn(async move {
+                let answer = question.ask().await;
+                Finished::Found(question.peer, answer)
+            });
+        }
     }
 
     fn look_for_tables(&mut self) {
@@ -508,7 +557,11 @@ impl Tender {
                 silent_seconds: peer.silent_seconds,
                 round_trip_seconds: peer.round_trip_seconds,
                 refused: peer.refused.clone(),
-                last_error: link.and_then(|link| link.last_error.clone()),
+                last_error: self
+                    .whereabouts
+                    .why_lost(&peer.peer)
+                    .map(str::to_owned)
+                    .or_else(|| link.and_then(|link| link.last_error.clone())),
             }
         });
         let peers: Vec<PeerReport> = peers.collect();
@@ -541,10 +594,11 @@ impl Tender {
     fn remember(&mut self) {
         let Some(file) = &self.memory else { return };
         let known: Vec<Hello> = self.fleet.known().cloned().collect();
-        if known.is_empty() || known == self.remembered {
+        let memory = Memory { known, found: self.whereabouts.found().clone() };
+        if memory == Memory::default() || memory == self.remembered {
             return;
         }
-        let written = serde_json::to_vec(&known).map_err(std::io::Error::from).and_then(|text| {
+        let written = serde_json::to_vec(&memory).map_err(std::io::Error::from).and_then(|text| {
             let fresh = file.with_extension("new");
             std::fs::write(&fresh, text)?;
             std::fs::rename(fresh, file)
@@ -552,18 +606,20 @@ impl Tender {
         if let Err(error) = written {
             tracing::warn!(file = %file.display(), %error, "what peers have told is not kept");
         }
-        self.remembered = known;
+        self.remembered = memory;
     }
 
     fn recall(&mut self) {
         let Some(file) = &self.memory else { return };
         let Ok(text) = std::fs::read(file) else { return };
-        match serde_json::from_slice::<Vec<Hello>>(&text) {
-            Ok(hellos) => {
+        match serde_json::from_slice::<Memory>(&text) {
+            Ok(Memory { known, found }) => {
                 let now = self.now();
-                for hello in hellos {
+                for hello in known {
                     self.fleet.remember(now, hello);
                 }
+                self.whereabouts.recall(&self.config, found);
+                self.relink(None);
             }
             Err(error) => tracing::warn!(file = %file.display(), %error, "what peers had told is not readable"),
         }
@@ -645,11 +701,11 @@ fn fleet_config(config: &config::Failover, aws: &Aws, place: &Place, tables: &[S
     Config { eni: place.external.clone(), home, timing }
 }
 
-fn link_config(config: &config::Failover, key: &PeerKey) -> peer::Config {
+fn link_config(config: &config::Failover, key: &PeerKey, whereabouts: &Whereabouts) -> peer::Config {
     peer::Config {
         gateway: config.gateway.clone(),
         key: key.clone(),
-        peers: config.peers.iter().map(|peer| (peer.gateway.clone(), peer.address)).collect(),
+        peers: whereabouts.addresses(config),
         silence: config.dead_after,
     }
 }

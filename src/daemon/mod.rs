@@ -27,6 +27,8 @@ mod reload;
 mod services;
 mod session_log;
 mod settings;
+#[cfg(feature = "aws")]
+mod whereabouts;
 
 use std::fs::File;
 use std::net::SocketAddr;

@@ -9,7 +9,7 @@ use super::host::Sides;
 use super::{Finding, Remedy, Severity, vpc};
 use crate::aws::survey::{self, Attempt, Eni, Survey};
 use crate::aws::{self, Failure, Identity, Imds};
-use crate::config::{CloudFacts, Config, RouteTables, Switch};
+use crate::config::{CloudFacts, Config, FailoverPeer, PeerAddress, RouteTables, Switch};
 use crate::datapath::Interface;
 use crate::forward::{Followed, Source};
 use crate::nat::ExternalAddress;
@@ -205,7 +205,11 @@ impl Asking<'_> {
             attempts.push(Attempt::AssociateAddress { allocation, eni });
         }
         let is_by_tag = |followed: &Followed| matches!(followed.source, Source::Ec2Tag { .. });
-        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag)) {
+        let is_peer_by_tag = |peer: &FailoverPeer| matches!(peer.address, PeerAddress::Tagged { .. });
+        let mut peers = self.config.failover.iter().flat_map(|failover| &failover.peers);
+        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag))
+            || peers.any(is_peer_by_tag)
+        {
             attempts.push(Attempt::DescribeInstances);
         }
         let mut tries = JoinSet::new();
