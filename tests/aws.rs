@@ -23,6 +23,8 @@ mod fleet;
 mod http;
 #[path = "aws/imds.rs"]
 mod imds;
+#[path = "aws/key_parameter.rs"]
+mod key_parameter;
 #[path = "lab/mod.rs"]
 mod lab;
 #[path = "aws/lifecycle.rs"]

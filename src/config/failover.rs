@@ -1,4 +1,4 @@
-//! The section `[failover]`. What is in the key file is looked at when the daemon takes it.
+//! The section `[failover]`. The key itself is looked at when the daemon takes it.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::reader::{Field, Located, Place, Reader, Section, quoted};
 use super::render::{optional, string, word};
 use super::{
-    Aws, Failover, FailoverPeer, PeerAddress, RouteTables, Switch, aws, forward, is_host_address, keys, targets,
+    Aws, Failover, FailoverPeer, KeySource, PeerAddress, RouteTables, Switch, aws, forward, is_host_address,
+    keys, targets,
 };
 use crate::failover::{Failback, MOST_ALLOCATIONS, MOST_DESTINATIONS, MOST_PEERS, MOST_ROUTE_TABLES, Timing};
 use crate::forward::{Config as Forward, Mode};
@@ -29,7 +30,7 @@ pub(super) fn read(
     }
     let timing = Timing::default();
     let gateway = needed(reader, place, section, "gateway", name);
-    let key_file = needed(reader, place, section, "key_file", path);
+    let key = key(reader, place, section);
     let listen = needed(reader, place, section, "listen", listen);
     let peers = peers(reader, place, section, gateway.as_ref());
     let fallback_nat_gateway =
@@ -55,7 +56,7 @@ pub(super) fn read(
     }
     Some(Failover {
         gateway: gateway?.value,
-        key_file: key_file?.value,
+        key: key?,
         listen: listen?.value,
         peers,
         fallback_nat_gateway,
@@ -74,7 +75,10 @@ pub(super) fn write(out: &mut String, failover: &Failover) -> std::fmt::Result {
     };
     let time = |key: &str, time: Duration| format!("{key} = \"{}\"", humantime::format_duration(time));
     writeln!(out, "\n[failover]\ngateway = {}", string(&failover.gateway))?;
-    writeln!(out, "key_file = {}", string(&failover.key_file.to_string_lossy()))?;
+    match &failover.key {
+        KeySource::File(path) => writeln!(out, "key_file = {}", string(&path.to_string_lossy()))?,
+        KeySource::Parameter(name) => writeln!(out, "key_parameter = {}", string(name))?,
+    }
     writeln!(out, "listen = \"{}\"", failover.listen)?;
     writeln!(out, "peers = [{}]", failover.peers.iter().map(peer).collect::<Vec<_>>().join(", "))?;
     let fallback = failover.fallback_nat_gateway.as_deref().map(string);
@@ -99,6 +103,24 @@ fn needed<T>(
         reader.error(place, format!("has no {key}; failover needs it"));
     }
     reader.parsed(section, key, parse)
+}
+
+/// One of the two places where the key can be.
+fn key(reader: &mut Reader<'_>, place: &Place, section: &Section<'_>) -> Option<KeySource> {
+    let place_of = |key: &str| section.keys().find(|(name, _)| *name == key).map(|(_, place)| place);
+    match (place_of("key_file"), place_of("key_parameter")) {
+        (None, None) => {
+            reader.error(place, "has no key_file and no key_parameter; failover needs one of them");
+            return None;
+        }
+        (Some(_), Some(parameter)) => {
+            reader.error(&parameter, "cannot stand beside failover.key_file; use one of them");
+        }
+        _ => {}
+    }
+    let file = reader.parsed(section, "key_file", path).map(|path| KeySource::File(path.value));
+    let parameter = reader.parsed(section, "key_parameter", parameter);
+    file.or_else(|| parameter.map(|name| KeySource::Parameter(name.value)))
 }
 
 /// The peers, none of which has the name or the address of another.
@@ -246,6 +268,17 @@ fn path(text: &str) -> Result<PathBuf, String> {
     Ok(path.to_owned())
 }
 
+/// <https://docs.aws.amazon.com/systems-manager/latest/userguide/sysman-paramstore-su-create.html>
+fn parameter(text: &str) -> Result<String, String> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'/');
+    let is_path =
+        !text.contains('/') || (text.starts_with('/') && !text.ends_with('/') && !text.contains("//"));
+    if text.is_empty() || text.len() > LONGEST_PARAMETER || !text.bytes().all(is_good) || !is_path {
+        return Err(format!("{} is not the name of a parameter, such as /egret/peer-key", quoted(text)));
+    }
+    Ok(text.to_owned())
+}
+
 fn listen(text: &str) -> Result<SocketAddr, String> {
     let address = address(text).filter(|address| match address.ip() {
         IpAddr::V4(ip) => ip.is_unspecified() || ip.is_loopback() || is_host_address(ip),
@@ -284,6 +317,7 @@ fn no_address(text: &str) -> String {
 }
 
 const FAILBACKS: &[(&str, Failback)] = &[("auto", Failback::Auto), ("manual", Failback::Manual)];
+const LONGEST_PARAMETER: usize = 1011;
 const MOST_PROBES: usize = 8;
 const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(10);
 const DEAD_AFTER: RangeInclusive<Duration> = Duration::from_millis(150)..=Duration::from_secs(60);

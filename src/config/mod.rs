@@ -36,7 +36,7 @@ use crate::datapath::{Choice, XdpConfig};
 use crate::failover::Failback;
 use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
-/// What is in `failover.key_file`.
+/// What is in `failover.key_file` or `failover.key_parameter`.
 pub use crate::peer::Key as PeerKey;
 pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET, Price};
 pub use problem::{Problem, Problems};
@@ -156,8 +156,7 @@ impl Default for Aws {
 pub struct Failover {
     /// The name of the home gateway, and so of this instance; see [`crate::peer::is_name`].
     pub gateway: String,
-    /// See [`PeerKey`].
-    pub key_file: PathBuf,
+    pub key: KeySource,
     pub listen: SocketAddr,
     /// The other instances, the first heir of the gateway first; at least one.
     pub peers: Vec<FailoverPeer>,
@@ -170,6 +169,14 @@ pub struct Failover {
     pub hold_down: Duration,
     /// The internet is there if one of these takes a connection. Empty: if the next hop answers.
     pub egress_probes: Vec<SocketAddr>,
+}
+
+/// Where the [`PeerKey`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    File(PathBuf),
+    /// The name of a parameter in Systems Manager's Parameter Store.
+    Parameter(String),
 }
 
 /// Another instance of the fleet.

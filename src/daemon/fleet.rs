@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,11 +15,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use super::aws::{CALL_TIMEOUT, Seen};
 use super::egress;
 use super::gateways::{Order, Prepared, Ready, Standing};
+use super::peer_key;
 use super::whereabouts::{Addresses, Answer, Whereabouts};
 use super::with_causes;
 use crate::admin::{FleetReport, GatewayReport, PeerReport};
-use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Place, Tables};
-use crate::config::{self, Aws, FailoverPeer, PeerKey, RouteTables};
+use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Parameters, Place, Tables};
+use crate::config::{self, Aws, FailoverPeer, KeySource, PeerKey, RouteTables};
 use crate::failover::{
     Action, Call, CallError, CallId, Config, Done, Event, Fleet, Gateway, Health, Held, Hello, Host, Life,
     Observation, Role, Timing, Why,
@@ -33,22 +35,37 @@ pub(super) async fn run(
     mut wanted: watch::Receiver<Aws>,
     calls: Calls,
 ) {
+    let mut key = prepared.key.take();
+    let configured = watch::Sender::new(prepared.config.clone());
+    let (standing, mut latest) = (prepared.ends.standing.clone(), configured.subscribe());
+    let gateway = prepared.config.gateway.clone();
     let known = async {
         let identities = identities(&seen).await;
         let (external, internal) = &identities;
         let sdk = aws::sdk_config(&external.region).await;
         let whereabouts = Whereabouts::new(&sdk, &external.vpc, calls.clone());
+        let parameters = Parameters::new(&sdk, calls.clone(), CALL_TIMEOUT);
         let ec2 = Ec2::new(&sdk, calls, CALL_TIMEOUT);
         let tables = find_tables(&ec2, &mut wanted, &external.vpc).await;
         let place =
             Place { external: external.eni.clone(), internal: internal.eni.clone(), vpc: external.vpc.clone() };
-        (ec2, place, tables, whereabouts)
+        let key = match key.take() {
+            Some(key) => key,
+            None => {
+                peer_key::find(&parameters, &mut latest, |reason| tell_no_key(&standing, &gateway, reason))
+                    .await
+            }
+        };
+        (ec2, place, tables, whereabouts, Keys { parameters: Arc::new(parameters), key })
     };
-    let (ec2, place, tables, whereabouts) = tokio::select! {
+    let (ec2, place, tables, whereabouts, keys) = tokio::select! {
         known = known => known,
-        () = refuse(&mut prepared.ends.orders) => return,
+        () = refuse(&mut prepared.ends.orders, &configured) => return,
     };
-    match Tender::new(prepared, seen, wanted, ec2, (place, tables, whereabouts)) {
+    // The socket is there already.
+    let listen = prepared.config.listen;
+    prepared.config = config::Failover { listen, ..configured.borrow().clone() };
+    match Tender::new(prepared, seen, wanted, ec2, (place, tables, whereabouts, keys)) {
         Ok((tender, ends)) => tender.run(ends).await,
         Err(error) => tracing::error!(error, "failover does not work"),
     }
@@ -62,6 +79,12 @@ struct Sources {
     _probing: JoinSet<()>,
 }
 
+/// The key that peers share, and whom to ask for another.
+struct Keys {
+    parameters: Arc<Parameters>,
+    key: PeerKey,
+}
+
 struct Tender {
     fleet: Fleet,
     link: Link,
@@ -70,7 +93,7 @@ struct Tender {
     ec2: Ec2,
     place: Place,
     config: config::Failover,
-    key: PeerKey,
+    keys: Keys,
     /// Of the home gateway.
     tables: Vec<String>,
     start: Instant,
@@ -116,6 +139,7 @@ enum Finished {
     Made { id: CallId, gateway: String, call: Call, result: Result<Done, NotDone> },
     Tables(Result<Vec<String>, Failure>),
     Found(FailoverPeer, Answer),
+    Key(KeySource, Result<PeerKey, String>),
     Places(usize, Result<(), Failure>),
 }
 
@@ -125,14 +149,14 @@ impl Tender {
         seen: watch::Sender<Seen>,
         mut wanted: watch::Receiver<Aws>,
         ec2: Ec2,
-        (place, tables, whereabouts): (Place, Vec<String>, Whereabouts),
+        (place, tables, whereabouts, keys): (Place, Vec<String>, Whereabouts, Keys),
     ) -> Result<(Self, Sources), String> {
-        let Prepared { config, key, socket, seed, ends } = prepared;
+        let Prepared { config, socket, seed, ends, .. } = prepared;
         let aws = wanted.borrow_and_update().clone();
         let start = Instant::now();
         let fleet = Fleet::new(fleet_config(&config, &aws, &place, &tables), seed, time::Instant::ORIGIN);
         let fleet = fleet.map_err(|error| error.to_string())?;
-        let (link, events) = Link::start(link_config(&config, &key, &whereabouts), socket, &fleet.hello())
+        let (link, events) = Link::start(link_config(&config, &keys.key, &whereabouts), socket, &fleet.hello())
             .map_err(|error| format!("there is no link: {}", with_causes(&error)))?;
         let executor = Executor::new(ec2.clone(), place.clone());
         let (probes, addresses) = watch::channel(config.egress_probes.clone());
@@ -148,7 +172,7 @@ impl Tender {
             ec2,
             place,
             config,
-            key,
+            keys,
             tables,
             start,
             doing: JoinSet::new(),
@@ -313,6 +337,14 @@ impl Tender {
                     self.remember();
                 }
             }
+            Finished::Key(source, _) if source != self.config.key => {}
+            Finished::Key(_, Ok(key)) => {
+                self.keys.key = key;
+                self.relink(None);
+            }
+            Finished::Key(_, Err(reason)) => {
+                tracing::error!(reason, "peer key not read, the old one stays until the next reload");
+            }
             Finished::Places(places, Ok(())) => self.places = places,
             Finished::Places(_, Err(failure)) => {
                 tracing::error!(reason = %failure, "no room for elastic ips of others: they could not be taken over");
@@ -377,7 +409,10 @@ impl Tender {
                 self.publish();
                 let _ = heard.send(());
             }
-            Order::Configure(config) => self.reconfigure(config),
+            Order::Configure(config) => {
+                self.reconfigure(config);
+                self.look_for_key();
+            }
         }
     }
 
@@ -400,10 +435,6 @@ impl Tender {
             self.look_for_tables();
         }
         let config = config::Failover { gateway: self.config.gateway.clone(), ..config };
-        match PeerKey::read(&config.key_file) {
-            Ok(key) => self.key = key,
-            Err(error) => tracing::error!(error = with_causes(&error), "peer key not read, the old one stays"),
-        }
         let socket = match (config.listen != self.config.listen).then(|| peer::bind(config.listen)) {
             Some(Ok(socket)) => Some(socket),
             Some(Err(error)) => {
@@ -426,12 +457,21 @@ impl Tender {
 
     /// Has the link follow the configuration, the key, and where peers are.
     fn relink(&mut self, socket: Option<std::net::TcpListener>) {
-        let config = link_config(&self.config, &self.key, &self.whereabouts);
+        let config = link_config(&self.config, &self.keys.key, &self.whereabouts);
         let relinked = self.link.reconfigure(config, socket);
         let relinked = relinked.and_then(|()| self.link.set_hello(&self.fleet.hello()));
         if let Err(error) = relinked {
             tracing::error!(%error, "link to peers not reconfigured");
         }
+    }
+
+    /// Reads the key anew.
+    fn look_for_key(&mut self) {
+        let (parameters, source) = (Arc::clone(&self.keys.parameters), self.config.key.clone());
+        self.doing.spawn(async move {
+            let key = peer_key::read(&parameters, &source).await;
+            Finished::Key(source, key)
+        });
     }
 
     /// Asks EC2 where those are that are named by a tag, and that there is no link with.
@@ -627,13 +667,26 @@ impl Tender {
 }
 
 /// Answers orders while there is nobody to carry them out.
-async fn refuse(orders: &mut mpsc::Receiver<Order>) {
+async fn refuse(orders: &mut mpsc::Receiver<Order>, configured: &watch::Sender<config::Failover>) {
     while let Some(order) = orders.recv().await {
-        if let Order::HandOver { answer, .. } = order {
-            let _ =
-                answer.send(Err("this instance's identity or its route tables are not known yet".to_owned()));
+        match order {
+            Order::HandOver { answer, .. } => {
+                let reason = "this instance's identity, its route tables or its peer key are not known yet";
+                let _ = answer.send(Err(reason.to_owned()));
+            }
+            Order::Configure(config) => {
+                configured.send_replace(config);
+            }
+            Order::Leave { .. } => {}
         }
     }
+}
+
+/// The instance is in no fleet yet, and says so.
+fn tell_no_key(standing: &watch::Sender<Standing>, name: &str, reason: &str) {
+    let (name, health) = (name.to_owned(), format!("waits for the peer key: {reason}"));
+    let report = Some(FleetReport { name, health, ..FleetReport::default() });
+    standing.send_replace(Standing { report, ..Standing::default() });
 }
 
 async fn identities(seen: &watch::Sender<Seen>) -> (Identity, Identity) {

@@ -21,6 +21,8 @@ mod instance;
 mod logging;
 mod outlook;
 mod passed;
+#[cfg(feature = "aws")]
+mod peer_key;
 mod proc;
 mod ready;
 mod reload;

@@ -25,7 +25,13 @@ impl Running {
         };
         log_warnings(&config);
         match self.adopt(config).await {
-            Ok(()) => tracing::info!("configuration reloaded"),
+            Ok(()) => {
+                // Even if nothing else has changed, the key may have.
+                if let Some(failover) = &self.config.failover {
+                    self.gateways.configure(failover);
+                }
+                tracing::info!("configuration reloaded");
+            }
             Err(problems) => {
                 for problem in problems {
                     tracing::error!(problem, "configuration not reloaded");
@@ -92,9 +98,6 @@ impl Running {
             (Some(ours), Some(new)) => Some(Failover { gateway: ours.gateway.clone(), ..new }),
             (ours, _) => ours.clone(),
         };
-        if let Some(failover) = failover.as_ref().filter(|_| failover != self.config.failover) {
-            self.gateways.configure(failover);
-        }
         self.config = Config { aws, failover, admin, ..config };
         self.cloud.want(&self.config.aws);
         self.session_log.configure(&self.config.session_log);

@@ -18,6 +18,7 @@ use crate::environment;
 use crate::http::{Answer, Request, serve};
 use crate::imds::{self, Tree};
 use crate::lab::{DEADLINE, Host, INTERNET, Lab, Options, Output, Result, Web};
+use crate::vpc::KEY;
 
 const ENI: &str = "eni-0123456789abcdef0";
 
@@ -35,6 +36,8 @@ struct World {
     private_default: &'static str,
     ingress: &'static str,
     egress: &'static str,
+    /// Of the fleet, in the Parameter Store; unset if the role may not read it.
+    key: Option<&'static str>,
     /// Writes that were really asked for.
     writes: usize,
 }
@@ -56,11 +59,18 @@ impl World {
                  </ipRanges></item>",
             egress: "<item><ipProtocol>-1</ipProtocol><ipRanges><item><cidrIp>0.0.0.0/0</cidrIp></item>\
                  </ipRanges></item>",
+            key: Some(KEY),
             writes: 0,
         }
     }
 
     fn answer(&mut self, request: &Request) -> Answer {
+        if request.header("x-amz-target") == Some("AmazonSSM.GetParameter") {
+            return match self.key {
+                Some(key) => Answer::Http(200, "", format!(r#"{{"Parameter": {{"Value": "{key}"}}}}"#)),
+                None => Answer::Http(400, "", r#"{"__type": "AccessDeniedException"}"#.to_owned()),
+            };
+        }
         if !self.ec2 {
             return Answer::Silence;
         }
@@ -187,6 +197,7 @@ impl Stubs {
             "HOME=/nonexistent".to_owned(),
             format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{imds}"),
             format!("AWS_ENDPOINT_URL_EC2=http://{ec2}"),
+            format!("AWS_ENDPOINT_URL_SSM=http://{ec2}"),
         ];
         Ok(Self { world, environment, stop: Some(stop), thread: Some(thread) })
     }
@@ -396,6 +407,29 @@ fn the_calls_that_the_configuration_needs_are_tried() -> Result {
         let remedy = format!("allow ec2:{action} on {resource}");
         let is_named = |finding: &&Value| finding["remedy"].as_str().is_some_and(|text| text.contains(&remedy));
         assert_eq!((code, wrong(&findings).into_iter().filter(is_named).count()), (2, 1), "{findings:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn peer_key_is_looked_for_where_it_is_configured() -> Result {
+    const TOML: &str = "[aws]\nroute_tables = [\"rtb-0bbbbbbbbbbbbbbbb\"]\nelastic_ips = [\"eipalloc-0123456789abcdef0\"]\n\
+        [failover]\ngateway = \"az-a\"\nkey_parameter = \"/egret/peer-key\"\nlisten = \"0.0.0.0:7946\"\n\
+        peers = [{ gateway = \"az-b\", address = \"ec2-tag:egret:gateway=az-b:7946\" }]";
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let stubs = Stubs::start(lab.nat())?;
+    for (key, severity, said) in [
+        (Some(KEY), "ok", "read from the parameter /egret/peer-key"),
+        (Some("secret"), "error", "what /egret/peer-key holds is no key"),
+        (None, "error", "does not allow ssm:GetParameter on arn:aws:ssm:eu-west-1:*:parameter/egret/peer-key"),
+    ] {
+        let (_, findings) = stubs.examine_with(lab.nat(), TOML, |world| world.key = key)?;
+        let found = findings.iter().find(|finding| finding["what"] == "peer key").unwrap();
+        assert_eq!(found["severity"], severity, "{found}");
+        assert!(found["detail"].as_str().unwrap().contains(said), "{found}");
+        assert!(findings.iter().any(|finding| finding["detail"] == "ec2:DescribeInstances is allowed"));
+        assert!(!format!("{findings:?}").contains(KEY), "{findings:#?}");
     }
     Ok(())
 }

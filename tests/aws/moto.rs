@@ -15,13 +15,13 @@ use tokio::sync::watch;
 use crate::reconcile::{TIMING, config};
 
 /// A server of moto, until it is dropped.
-struct Moto {
+pub struct Moto {
     process: Child,
-    endpoint: String,
+    pub endpoint: String,
 }
 
 impl Moto {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/moto/bin/moto_server");
         assert!(program.is_file(), "no {}: `make test` installs it, or `make moto`", program.display());
         // Free a moment ago; moto takes no other way to say where it is.

@@ -208,7 +208,7 @@ fn failover_needs_aws_support() {
 mod with_aws {
     use std::time::Duration;
 
-    use egret::config::{self, Failover, FailoverPeer, PeerAddress};
+    use egret::config::{self, Failover, FailoverPeer, KeySource, PeerAddress};
     use egret::failover::Failback;
 
     use super::{BASE, assert_one};
@@ -219,7 +219,7 @@ mod with_aws {
     fn defaults() -> Failover {
         Failover {
             gateway: "az-a".to_owned(),
-            key_file: "/etc/egret/peer.key".into(),
+            key: KeySource::File("/etc/egret/peer.key".into()),
             listen: "10.0.0.10:7946".parse().unwrap(),
             peers: vec![FailoverPeer {
                 gateway: "az-b".to_owned(),
@@ -239,6 +239,24 @@ mod with_aws {
         let config = parse(BASE).unwrap();
         assert_eq!(config.failover, Some(defaults()));
         assert_eq!(config.aws.elastic_ip_count, 2);
+    }
+
+    #[test]
+    fn key_is_in_a_file_or_a_parameter() {
+        let with = |line: &str| BASE.replace("key_file = \"/etc/egret/peer.key\"", line);
+        for name in ["/egret/peer-key", "peer.key_1"] {
+            let config = parse(&with(&format!("key_parameter = \"{name}\""))).unwrap();
+            assert_eq!(config.failover.clone().unwrap().key, KeySource::Parameter(name.to_owned()));
+            assert_eq!(parse(&config::render(&config)).unwrap(), config);
+        }
+        assert_one(&with(""), "4: failover: has no key_file and no key_parameter; failover needs one of them");
+        let both = with("key_file = \"/etc/egret/peer.key\"\nkey_parameter = \"/egret/peer-key\"");
+        assert_one(&both, "7: failover.key_parameter: cannot stand beside failover.key_file; use one of them");
+        let longest = "x".repeat(1012);
+        for wrong in ["", "egret/key", "/egret/", "/egret//key", "a b", "arn:aws:ssm:x", longest.as_str()] {
+            let text = with(&format!("key_parameter = \"{wrong}\""));
+            assert_one(&text, "is not the name of a parameter, such as /egret/peer-key");
+        }
     }
 
     #[test]
