@@ -37,6 +37,8 @@ mod notices;
 mod peers_by_tag;
 #[path = "aws/reconcile.rs"]
 mod reconcile;
+#[path = "aws/replaced.rs"]
+mod replaced;
 #[path = "aws/site.rs"]
 mod site;
 #[path = "aws/tag_targets.rs"]

@@ -84,6 +84,7 @@ async fn an_empty_vpc_of_moto_is_brought_to_work_and_then_left_alone() {
         forwarding: [eni.clone()].into(),
         routes: Some(routes),
         elastic_ips: Some(ElasticIps { eni: eni.clone(), pool, count: 2 }),
+        ending: false,
     };
     let ec2 = Ec2::new(&config, Calls::default(), Duration::from_secs(20));
     let before = plan(&desired, &Box::pin(observe(&ec2, &desired)).await.unwrap());
