@@ -109,7 +109,7 @@ impl Parameters {
             .identity(&identity)
             .region(region(&self.config))
             .name("ssm")
-            .time(SystemTime::now())
+            .time(now())
             .settings(SigningSettings::default())
             .build()
             .map_err(|error| unavailable(&causes(&error)))?
@@ -190,6 +190,12 @@ async fn understood(answer: HttpResponse) -> Result<Secret, Failure> {
     }
     let message = if message.is_empty() { upper_case_message } else { message };
     Err(of_code(ACTION, code, &message))
+}
+
+/// A signature holds for some minutes of its time.
+#[expect(clippy::disallowed_methods, reason = "the service compares it with the time there")]
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 fn region(config: &SdkConfig) -> &str {

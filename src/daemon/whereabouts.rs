@@ -178,8 +178,8 @@ peers = [{ gateway = "az-a", address = "ec2-tag:role=a:7946" }, { gateway = "az-
         Whereabouts::new(&sdk, "vpc-0a1b2c3d4e5f60718", Calls::default())
     }
 
-    fn answer(last: &[u8]) -> Answer {
-        Ok(last.iter().map(|last| Ipv4Addr::new(10, 0, 3, *last)).collect())
+    fn at(last: &[u8]) -> BTreeSet<Ipv4Addr> {
+        last.iter().map(|last| Ipv4Addr::new(10, 0, 3, *last)).collect()
     }
 
     fn asked(whereabouts: &mut Whereabouts, config: &Failover, connected: &[&str]) -> Vec<String> {
@@ -193,7 +193,7 @@ peers = [{ gateway = "az-a", address = "ec2-tag:role=a:7946" }, { gateway = "az-
         assert_eq!(asked(&mut whereabouts, &config, &["az-c"]), [""; 0]);
         assert_eq!(asked(&mut whereabouts, &config, &[]), ["az-c"]);
         assert_eq!(asked(&mut whereabouts, &config, &[]), [""; 0], "there is no answer yet");
-        whereabouts.answered(&config, &config.peers[1], answer(&[]), &[]);
+        whereabouts.answered(&config, &config.peers[1], Ok(at(&[])), &[]);
         assert_eq!(asked(&mut whereabouts, &config, &[]), ["az-c"]);
     }
 
@@ -202,11 +202,11 @@ peers = [{ gateway = "az-a", address = "ec2-tag:role=a:7946" }, { gateway = "az-
         let (mut whereabouts, config) = (whereabouts(), failover(TAGGED));
         assert_eq!(whereabouts.addresses(&config)["az-c"], []);
         let own = [Ipv4Addr::new(10, 0, 3, 10)];
-        assert!(whereabouts.answered(&config, &config.peers[1], answer(&[10, 11, 12]), &own));
+        assert!(whereabouts.answered(&config, &config.peers[1], Ok(at(&[10, 11, 12])), &own));
         let addresses = whereabouts.addresses(&config);
         assert_eq!(addresses["az-c"], ["10.0.3.11:7946".parse().unwrap(), "10.0.3.12:7946".parse().unwrap()]);
         assert_eq!(addresses["az-d"], ["10.0.4.10:7946".parse().unwrap()]);
-        assert!(!whereabouts.answered(&config, &config.peers[1], answer(&[10, 11, 12]), &own), "no news");
+        assert!(!whereabouts.answered(&config, &config.peers[1], Ok(at(&[10, 11, 12])), &own), "no news");
     }
 
     #[test]
@@ -221,7 +221,7 @@ peers = [{ gateway = "az-a", address = "ec2-tag:role=a:7946" }, { gateway = "az-
         assert!(!whereabouts.answered(&config, &config.peers[1], Err(failure), &[]));
         let reason = "not found: the instance's role does not allow ec2:DescribeInstances";
         assert_eq!(whereabouts.why_lost("az-c"), Some(reason));
-        assert!(!whereabouts.answered(&config, &config.peers[1], answer(&[]), &[]));
+        assert!(!whereabouts.answered(&config, &config.peers[1], Ok(at(&[])), &[]));
         let reason = "not found: no other running instance of this VPC has the tag role=c";
         assert_eq!(whereabouts.why_lost("az-c"), Some(reason));
         assert_eq!(whereabouts.addresses(&config)["az-c"], ["10.0.3.11:7946".parse().unwrap()]);
@@ -233,12 +233,12 @@ peers = [{ gateway = "az-a", address = "ec2-tag:role=a:7946" }, { gateway = "az-
     #[test]
     fn another_tag_forgets_what_was_found_by_the_old_one() {
         let (mut whereabouts, config) = (whereabouts(), failover(TAGGED));
-        assert!(whereabouts.answered(&config, &config.peers[1], answer(&[11]), &[]));
+        assert!(whereabouts.answered(&config, &config.peers[1], Ok(at(&[11])), &[]));
         let new = failover(&TAGGED.replace("role=c", "role=x"));
         whereabouts.reconfigure(&config, &new);
         assert_eq!(whereabouts.addresses(&new)["az-c"], []);
         // An answer to a question of before says nothing of now.
-        assert!(!whereabouts.answered(&new, &config.peers[1], answer(&[11]), &[]));
+        assert!(!whereabouts.answered(&new, &config.peers[1], Ok(at(&[11])), &[]));
         assert_eq!(whereabouts.addresses(&new)["az-c"], []);
     }
 }
