@@ -21,6 +21,8 @@ mod fleet;
 mod http;
 #[path = "aws/imds.rs"]
 mod imds;
+#[path = "aws/key_parameter.rs"]
+mod key_parameter;
 #[path = "lab/mod.rs"]
 mod lab;
 #[path = "aws/lifecycle.rs"]
@@ -31,8 +33,12 @@ mod moto;
 mod moto_vpc;
 #[path = "aws/notices.rs"]
 mod notices;
+#[path = "aws/peers_by_tag.rs"]
+mod peers_by_tag;
 #[path = "aws/reconcile.rs"]
 mod reconcile;
+#[path = "aws/replaced.rs"]
+mod replaced;
 #[path = "aws/site.rs"]
 mod site;
 #[path = "aws/tag_targets.rs"]

@@ -82,6 +82,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aws_config", &["aws"]),
     ("aws_sdk_autoscaling", &["aws"]),
     ("aws_sdk_ec2", &["aws"]),
+    ("aws_sigv4", &["aws"]),
+    ("aws_smithy_http_client", &["aws"]),
+    ("aws_smithy_runtime_api", &["aws"]),
     ("aya", &["datapath"]),
     ("tokio_rustls", &["forward"]),
     ("webpki", &["forward"]),
@@ -92,7 +95,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("ratatui", &["cli"]),
     ("getrandom", &["peer"]),
     ("snow", &["peer"]),
-    ("zeroize", &["peer"]),
+    ("zeroize", &["aws", "peer"]),
 ];
 
 #[test]

@@ -97,10 +97,15 @@ impl Calls {
         E: ProvideErrorMetadata + StdError + 'static,
     {
         let result = call.await.map_err(|error| failure(action, &error));
+        self.count(action, &result);
+        result
+    }
+
+    /// Counts a call that was made otherwise.
+    pub(super) fn count<T>(&self, action: &'static str, result: &Result<T, Failure>) {
         let outcome = result.as_ref().map_or_else(Failure::outcome, |_| Outcome::Done);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry((action, outcome)).or_default() += 1;
-        result
     }
 
     /// What has been counted so far.
@@ -164,7 +169,11 @@ where
     let Some(code) = error.code() else {
         return Failure::Unavailable { action, reason: shortened(&causes(error)) };
     };
-    let message = error.message().unwrap_or_default();
+    of_code(action, code, error.message().unwrap_or_default())
+}
+
+/// What a service means by an error's code.
+pub(super) fn of_code(action: &'static str, code: &str, message: &str) -> Failure {
     match code {
         // Its message is an encoded blob without use for a reader.
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Failure::Unauthorized { action },
@@ -177,7 +186,7 @@ where
 }
 
 /// The messages of an error and of what caused it: the SDK's outermost one says only "dispatch failure".
-fn causes(error: &dyn StdError) -> String {
+pub(super) fn causes(error: &dyn StdError) -> String {
     let causes = std::iter::successors(error.source(), |cause: &&dyn StdError| (**cause).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -195,7 +204,8 @@ const THROTTLING: &[&str] = &[
     "TooManyRequestsException",
 ];
 /// Errors of the server, <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>.
-const UNAVAILABLE: &[&str] = &["InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable"];
+const UNAVAILABLE: &[&str] =
+    &["InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable", "Unavailable"];
 const MAX_CHARS: usize = 300;
 
 #[cfg(test)]

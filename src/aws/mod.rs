@@ -11,6 +11,7 @@ mod fleet;
 mod imds;
 mod lifecycle;
 mod notices;
+mod parameter;
 mod plan;
 mod reconcile;
 pub mod survey;
@@ -19,7 +20,8 @@ mod tagged;
 use std::ffi::OsStr;
 use std::path::Path;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::Region;
+pub use aws_config::{BehaviorVersion, SdkConfig};
 
 pub use call::{Backoff, Calls, Failure, Outcome, once};
 pub use ec2::{Association, Ec2, ElasticIp, NetworkInterface, PrivateAddress, Route, RouteTable, Tables};
@@ -27,6 +29,7 @@ pub use fleet::{Executor, NotDone, Place};
 pub use imds::{Address, Error, Identity, Imds, Instance};
 pub use lifecycle::{Lifecycle, Proceeded, Transition, Waits};
 pub use notices::{Notice, Notices, SpotAction};
+pub use parameter::{ParameterError, Parameters, Secret};
 pub use plan::{Change, Desired, ElasticIps, Observed, Plan, Problem, Routes, plan};
 pub use reconcile::{Check, HeldElasticIp, Reconciler, RouteState, State, Timing, Way, observe};
 pub use tagged::{Pace, TaggedInstances};

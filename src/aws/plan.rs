@@ -2,7 +2,8 @@
 //!
 //! Refused, and told as a [`Problem`]: to touch a table that is not named or tagged, or is another VPC's; to replace a
 //! route that leads anywhere but to a NAT (another network interface, a NAT gateway) or nowhere; to take an Elastic IP
-//! that somebody else uses. What was not observed is not judged.
+//! that somebody else uses. What was not observed is not judged. An instance that is about to end takes nothing any more,
+//! so that it does not quarrel with the one in its place.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,6 +20,9 @@ pub struct Desired {
     pub forwarding: BTreeSet<String>,
     pub routes: Option<Routes>,
     pub elastic_ips: Option<ElasticIps>,
+    /// The instance is about to end: no route and no Elastic IP is taken any more, and those Elastic IPs that it has are
+    /// given up once all its routes lead to other network interfaces.
+    pub ending: bool,
 }
 
 /// Routes that lead to a network interface.
@@ -83,6 +87,11 @@ pub enum Change {
         eni: String,
         private: Ipv4Addr,
     },
+    GiveUp {
+        allocation: String,
+        public: Ipv4Addr,
+        association: String,
+    },
 }
 
 /// What keeps the desired from being had, for people to mend.
@@ -141,6 +150,9 @@ pub(super) fn checks(desired: &Desired, observed: &Observed) -> Plan {
 /// The part of the routes.
 pub(super) fn routes(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
+    if desired.ending {
+        return plan;
+    }
     let (Some(desired), Some(tables)) = (&desired.routes, &observed.tables) else { return plan };
     let wanted: Vec<&RouteTable> = match &desired.tables {
         Tables::Ids(ids) => {
@@ -189,6 +201,9 @@ fn plan_table(plan: &mut Plan, desired: &Routes, table: &RouteTable) {
 
 /// The part of the Elastic IPs.
 pub(super) fn elastic_ips(desired: &Desired, observed: &Observed) -> Plan {
+    if desired.ending {
+        return give_up(desired, observed);
+    }
     let mut plan = Plan::default();
     let (Some(desired), Some(known)) = (&desired.elastic_ips, &observed.elastic_ips) else { return plan };
     let Some(interfaces) = &observed.interfaces else { return plan };
@@ -226,6 +241,43 @@ pub(super) fn elastic_ips(desired: &Desired, observed: &Observed) -> Plan {
     plan
 }
 
+/// The part of the Elastic IPs of an instance that is about to end.
+fn give_up(desired: &Desired, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let (Some(wanted), Some(known)) = (&desired.elastic_ips, &observed.elastic_ips) else { return plan };
+    if !is_replaced(desired, observed) {
+        return plan;
+    }
+    let interfaces = observed.interfaces.iter().flatten();
+    let primary = interfaces.filter(|interface| interface.id == wanted.eni).find_map(|it| it.addresses.first());
+    let mut held: Vec<&ElasticIp> = known.iter().filter(|address| address.is_on(&wanted.eni)).collect();
+    // By the primary address's, EC2 may be reached: it goes last.
+    held.sort_by_key(|address| address.private() == primary.map(|place| place.private));
+    plan.changes.extend(held.into_iter().filter_map(|address| {
+        let (allocation, public) = (address.allocation.clone(), address.public);
+        Some(Change::GiveUp { allocation, public, association: address.association.as_ref()?.id.clone() })
+    }));
+    plan
+}
+
+/// Whether another network interface has all our routes.
+fn is_replaced(desired: &Desired, observed: &Observed) -> bool {
+    let (Some(wanted), Some(tables)) = (&desired.routes, &observed.tables) else { return false };
+    if let Tables::Ids(ids) = &wanted.tables
+        && !ids.iter().all(|id| tables.iter().any(|table| table.id == *id))
+    {
+        return false;
+    }
+    let leads_elsewhere = |table: &RouteTable, destination: &Ipv4Net| {
+        let route = table.routes.iter().find(|route| route.destination == *destination);
+        route
+            .is_some_and(|route| route.active && route.target.starts_with("eni-") && route.target != wanted.eni)
+    };
+    !tables.is_empty()
+        && !wanted.destinations.is_empty()
+        && tables.iter().all(|table| wanted.destinations.iter().all(|it| leads_elsewhere(table, it)))
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -242,6 +294,9 @@ impl fmt::Display for Change {
             }
             Self::Associate { allocation, public, eni, private } => {
                 write!(f, "associate the Elastic IP {allocation} ({public}) with {private} of {eni}")
+            }
+            Self::GiveUp { allocation, public, .. } => {
+                write!(f, "give up the Elastic IP {allocation} ({public})")
             }
         }
     }
@@ -437,6 +492,63 @@ mod tests {
         assert_eq!(plan.changes, []);
         let absent = Problem::NoElasticIp("eipalloc-b".to_owned());
         assert_eq!(plan.problems, [absent, Problem::PoolInUse { missing: 2 }]);
+    }
+
+    /// What an instance does at its end, with two Elastic IPs, when its one route leads to `target`.
+    fn at_the_end(target: &str, active: bool) -> Plan {
+        let table = table("rtb-a", VPC, &[("10.0.0.0/16", "local", true), ("0.0.0.0/0", target, active)]);
+        let used = [("eipalloc-a", Some((ENI, 10))), ("eipalloc-b", Some((ENI, 11))), ("eipalloc-c", None)];
+        let places = [(10, Some("eipalloc-a")), (11, Some("eipalloc-b"))];
+        let observed = Observed { tables: Some(vec![table]), ..with_addresses(&places, &used) };
+        let desired = Desired { ending: true, ..pool(&["eipalloc-a", "eipalloc-b", "eipalloc-c"], 3) };
+        plan(&Desired { routes: routes_to(&["0.0.0.0/0"]).routes, ..desired }, &observed)
+    }
+
+    #[test]
+    fn at_its_end_an_instance_takes_nothing_and_keeps_its_addresses_while_a_route_is_its() {
+        for (target, active) in [
+            (ENI, true),
+            (ENI, false),
+            ("eni-0fedcba9876543210", false),
+            ("nat-0123456789abcdef0", true),
+            ("tgw-0123456789abcdef0", true),
+        ] {
+            assert_eq!(at_the_end(target, active), Plan::default(), "{target} {active}");
+        }
+    }
+
+    #[test]
+    fn at_its_end_a_replaced_instance_gives_its_addresses_up_the_primary_one_last() {
+        let plan = at_the_end("eni-0fedcba9876543210", true);
+        let given_up = plan.changes.iter().map(|change| match change {
+            Change::GiveUp { allocation, association, .. } => (allocation.as_str(), association.as_str()),
+            other => panic!("{other}"),
+        });
+        assert_eq!(given_up.collect::<Vec<_>>(), [("eipalloc-b", "eipassoc-0"), ("eipalloc-a", "eipassoc-0")]);
+        assert_eq!(plan.problems, []);
+    }
+
+    #[test]
+    fn at_its_end_an_instance_that_sees_not_all_its_routes_gives_nothing_up() {
+        let elsewhere = [("0.0.0.0/0", "eni-0fedcba9876543210", true)];
+        let observed = with_addresses(&[(10, Some("eipalloc-a"))], &[("eipalloc-a", Some((ENI, 10)))]);
+        let desired = Desired { ending: true, ..pool(&["eipalloc-a"], 1) };
+        let plan_of = |routes: Desired, tables: Vec<RouteTable>| {
+            let observed = Observed { tables: Some(tables), ..observed.clone() };
+            plan(&Desired { routes: routes.routes, ..desired.clone() }, &observed)
+        };
+        let one = || vec![table("rtb-a", VPC, &elsewhere)];
+        assert_eq!(plan_of(routes_to(&["0.0.0.0/0"]), one()).changes.len(), 1);
+        assert_eq!(plan_of(routes_to(&["0.0.0.0/0", "198.51.100.0/24"]), one()), Plan::default());
+        assert_eq!(plan_of(routes_to(&["0.0.0.0/0"]), Vec::new()), Plan::default());
+        let mut two = routes_to(&["0.0.0.0/0"]);
+        two.routes.as_mut().unwrap().tables = Tables::Ids(vec!["rtb-a".to_owned(), "rtb-b".to_owned()]);
+        assert_eq!(plan_of(two, one()), Plan::default());
+        assert_eq!(
+            plan_of(Desired::default(), one()),
+            Plan::default(),
+            "without routes of its own nobody can tell"
+        );
     }
 
     #[test]

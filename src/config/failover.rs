@@ -1,4 +1,4 @@
-//! The section `[failover]`. What is in the key file is looked at when the daemon takes it.
+//! The section `[failover]`. The key itself is looked at when the daemon takes it.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use super::reader::{Field, Located, Place, Reader, Section, quoted};
 use super::render::{optional, string, word};
-use super::{Aws, Failover, FailoverPeer, RouteTables, Switch, aws, forward, is_host_address, keys};
+use super::{
+    Aws, Failover, FailoverPeer, KeySource, PeerAddress, RouteTables, Switch, aws, forward, is_host_address,
+    keys, targets,
+};
 use crate::failover::{Failback, MOST_ALLOCATIONS, MOST_DESTINATIONS, MOST_PEERS, MOST_ROUTE_TABLES, Timing};
 use crate::forward::{Config as Forward, Mode};
 use crate::peer;
@@ -27,7 +30,7 @@ pub(super) fn read(
     }
     let timing = Timing::default();
     let gateway = needed(reader, place, section, "gateway", name);
-    let key_file = needed(reader, place, section, "key_file", path);
+    let key = key(reader, place, section);
     let listen = needed(reader, place, section, "listen", listen);
     let peers = peers(reader, place, section, gateway.as_ref());
     let fallback_nat_gateway =
@@ -53,7 +56,7 @@ pub(super) fn read(
     }
     Some(Failover {
         gateway: gateway?.value,
-        key_file: key_file?.value,
+        key: key?,
         listen: listen?.value,
         peers,
         fallback_nat_gateway,
@@ -68,11 +71,14 @@ pub(super) fn read(
 /// Writes what [`read`] reads.
 pub(super) fn write(out: &mut String, failover: &Failover) -> std::fmt::Result {
     let peer = |peer: &FailoverPeer| {
-        format!("{{ gateway = {}, address = \"{}\" }}", string(&peer.gateway), peer.address)
+        format!("{{ gateway = {}, address = {} }}", string(&peer.gateway), string(&peer.address.to_string()))
     };
     let time = |key: &str, time: Duration| format!("{key} = \"{}\"", humantime::format_duration(time));
     writeln!(out, "\n[failover]\ngateway = {}", string(&failover.gateway))?;
-    writeln!(out, "key_file = {}", string(&failover.key_file.to_string_lossy()))?;
+    match &failover.key {
+        KeySource::File(path) => writeln!(out, "key_file = {}", string(&path.to_string_lossy()))?,
+        KeySource::Parameter(name) => writeln!(out, "key_parameter = {}", string(name))?,
+    }
     writeln!(out, "listen = \"{}\"", failover.listen)?;
     writeln!(out, "peers = [{}]", failover.peers.iter().map(peer).collect::<Vec<_>>().join(", "))?;
     let fallback = failover.fallback_nat_gateway.as_deref().map(string);
@@ -99,6 +105,24 @@ fn needed<T>(
     reader.parsed(section, key, parse)
 }
 
+/// One of the two places where the key can be.
+fn key(reader: &mut Reader<'_>, place: &Place, section: &Section<'_>) -> Option<KeySource> {
+    let place_of = |key: &str| section.keys().find(|(name, _)| *name == key).map(|(_, place)| place);
+    match (place_of("key_file"), place_of("key_parameter")) {
+        (None, None) => {
+            reader.error(place, "has no key_file and no key_parameter; failover needs one of them");
+            return None;
+        }
+        (Some(_), Some(parameter)) => {
+            reader.error(&parameter, "cannot stand beside failover.key_file; use one of them");
+        }
+        _ => {}
+    }
+    let file = reader.parsed(section, "key_file", path).map(|path| KeySource::File(path.value));
+    let parameter = reader.parsed(section, "key_parameter", parameter);
+    file.or_else(|| parameter.map(|name| KeySource::Parameter(name.value)))
+}
+
 /// The peers, none of which has the name or the address of another.
 fn peers(
     reader: &mut Reader<'_>,
@@ -118,7 +142,7 @@ fn peers(
         reader.error(&array.place, message);
         return Vec::new();
     }
-    let mut found: Vec<(Located<String>, Located<SocketAddr>)> = Vec::new();
+    let mut found: Vec<(Located<String>, Located<PeerAddress>)> = Vec::new();
     for field in &array.value {
         let Some(peer) = peer_of(reader, field) else { continue };
         let (name, address) = &peer;
@@ -137,18 +161,18 @@ fn peers(
         }
         found.push(peer);
     }
-    let peer = |(name, address): (Located<String>, Located<SocketAddr>)| FailoverPeer {
+    let peer = |(name, address): (Located<String>, Located<PeerAddress>)| FailoverPeer {
         gateway: name.value,
         address: address.value,
     };
     found.into_iter().map(peer).collect()
 }
 
-fn peer_of(reader: &mut Reader<'_>, field: &Field<'_>) -> Option<(Located<String>, Located<SocketAddr>)> {
+fn peer_of(reader: &mut Reader<'_>, field: &Field<'_>) -> Option<(Located<String>, Located<PeerAddress>)> {
     let section = reader.table(field)?;
     keys::check_section(reader, &section, &["gateway", "address"]);
     let name = forward::required(reader, field, &section, "gateway", name);
-    let address = forward::required(reader, field, &section, "address", host_and_port);
+    let address = forward::required(reader, field, &section, "address", peer_address);
     Some((name?, address?))
 }
 
@@ -221,7 +245,7 @@ fn check_ports(
             reader.error(&listen.place, message);
         }
     }
-    if let Some(peer) = peers.iter().find(|peer| peer.address == listen.value) {
+    if let Some(peer) = peers.iter().find(|peer| peer.address == PeerAddress::Fixed(listen.value)) {
         reader.error(&listen.place, format!("{} is the address of the peer {}", listen.value, peer.gateway));
     }
 }
@@ -244,6 +268,17 @@ fn path(text: &str) -> Result<PathBuf, String> {
     Ok(path.to_owned())
 }
 
+/// <https://docs.aws.amazon.com/systems-manager/latest/userguide/sysman-paramstore-su-create.html>
+fn parameter(text: &str) -> Result<String, String> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'/');
+    let is_path =
+        !text.contains('/') || (text.starts_with('/') && !text.ends_with('/') && !text.contains("//"));
+    if text.is_empty() || text.len() > LONGEST_PARAMETER || !text.bytes().all(is_good) || !is_path {
+        return Err(format!("{} is not the name of a parameter, such as /egret/peer-key", quoted(text)));
+    }
+    Ok(text.to_owned())
+}
+
 fn listen(text: &str) -> Result<SocketAddr, String> {
     let address = address(text).filter(|address| match address.ip() {
         IpAddr::V4(ip) => ip.is_unspecified() || ip.is_loopback() || is_host_address(ip),
@@ -260,6 +295,19 @@ fn host_and_port(text: &str) -> Result<SocketAddr, String> {
     address.ok_or_else(|| no_address(text))
 }
 
+fn peer_address(text: &str) -> Result<PeerAddress, String> {
+    let Some(tag) = text.strip_prefix("ec2-tag:") else {
+        return host_and_port(text).map(PeerAddress::Fixed);
+    };
+    if !cfg!(feature = "aws") {
+        return Err("this egret was built without AWS support; use an address".to_owned());
+    }
+    let tagged = |(key, value, port)| PeerAddress::Tagged { key, value, port };
+    targets::ec2_tag(tag).map(tagged).ok_or_else(|| {
+        format!("{} is not a tag and a port; use such as \"ec2-tag:egret:gateway=az-b:7946\"", quoted(text))
+    })
+}
+
 fn address(text: &str) -> Option<SocketAddr> {
     text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0)
 }
@@ -269,6 +317,7 @@ fn no_address(text: &str) -> String {
 }
 
 const FAILBACKS: &[(&str, Failback)] = &[("auto", Failback::Auto), ("manual", Failback::Manual)];
+const LONGEST_PARAMETER: usize = 1011;
 const MOST_PROBES: usize = 8;
 const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(10);
 const DEAD_AFTER: RangeInclusive<Duration> = Duration::from_millis(150)..=Duration::from_secs(60);

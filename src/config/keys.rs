@@ -46,6 +46,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
         &[
             "gateway",
             "key_file",
+            "key_parameter",
             "listen",
             "peers",
             "fallback_nat_gateway",

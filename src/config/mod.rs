@@ -22,6 +22,7 @@ mod targets;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -36,7 +37,7 @@ use crate::datapath::{Choice, XdpConfig};
 use crate::failover::Failback;
 use crate::forward::Config as Forward;
 use crate::nat::{ExternalAddress, FilteringBehaviour, MappingBehaviour, OnExhaustion, Timeouts};
-/// What is in `failover.key_file`.
+/// What is in `failover.key_file` or `failover.key_parameter`.
 pub use crate::peer::Key as PeerKey;
 pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET, Price};
 pub use problem::{Origin, Problem, Problems};
@@ -159,8 +160,7 @@ impl Default for Aws {
 pub struct Failover {
     /// The name of the home gateway, and so of this instance; see [`crate::peer::is_name`].
     pub gateway: String,
-    /// See [`PeerKey`].
-    pub key_file: PathBuf,
+    pub key: KeySource,
     pub listen: SocketAddr,
     /// The other instances, the first heir of the gateway first; at least one.
     pub peers: Vec<FailoverPeer>,
@@ -175,12 +175,43 @@ pub struct Failover {
     pub egress_probes: Vec<SocketAddr>,
 }
 
+/// Where the [`PeerKey`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    File(PathBuf),
+    /// The name of a parameter in Systems Manager's Parameter Store.
+    Parameter(String),
+}
+
 /// Another instance of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailoverPeer {
     /// The name of its home gateway.
     pub gateway: String,
-    pub address: SocketAddr,
+    pub address: PeerAddress,
+}
+
+/// Where a peer listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    Fixed(SocketAddr),
+    /// At the private address of whichever running instance of this VPC has a tag: one in an Auto Scaling group has no
+    /// address that stays.
+    Tagged {
+        key: String,
+        value: String,
+        port: u16,
+    },
+}
+
+/// As the file has it.
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(address) => address.fmt(f),
+            Self::Tagged { key, value, port } => write!(f, "ec2-tag:{key}={value}:{port}"),
+        }
+    }
 }
 
 /// A choice of route tables.

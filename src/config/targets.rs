@@ -92,7 +92,8 @@ fn origin(text: &str) -> Result<Origin, String> {
         if !cfg!(feature = "aws") {
             return Err("this egret was built without AWS support; use addresses, or a name".to_owned());
         }
-        return ec2_tag(tag).map(Origin::Source).ok_or_else(|| {
+        let source = |(key, value, port)| Origin::Source(Source::Ec2Tag { key, value, port });
+        return ec2_tag(tag).map(source).ok_or_else(|| {
             format!("{} is not a tag and a port; use such as \"ec2-tag:role=api:5000\"", quoted(text))
         });
     }
@@ -129,15 +130,15 @@ fn dns(text: &str) -> Option<Source> {
     good.then(|| Source::Dns { name: name.to_ascii_lowercase(), port })
 }
 
-/// `role=api:5000`. The key ends at the first `=`, and the value at the last `:`.
+/// `role=api:5000`: key, value and port. The key ends at the first `=`, and the value at the last `:`.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>
-fn ec2_tag(text: &str) -> Option<Source> {
+pub(super) fn ec2_tag(text: &str) -> Option<(String, String, u16)> {
     let (tag, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port != 0)?;
     let (key, value) = tag.split_once('=')?;
     let fits = |text: &str, most: usize| text.chars().count() <= most && !text.chars().any(char::is_control);
     let good = !key.is_empty() && fits(key, LONGEST_TAG_KEY) && fits(value, LONGEST_TAG_VALUE);
-    good.then(|| Source::Ec2Tag { key: key.to_owned(), value: value.to_owned(), port })
+    good.then(|| (key.to_owned(), value.to_owned(), port))
 }
 
 /// Notes targets by tag beside `aws.enabled = false`.

@@ -49,7 +49,7 @@ pub(super) async fn start(
     let known = watch::Sender::new(seen.known(BTreeSet::new()));
     let receiver = known.subscribe();
     let seen = watch::Sender::new(seen);
-    let wanted = watch::Sender::new(wanted.clone());
+    let (wanted, ending) = (watch::Sender::new(wanted.clone()), watch::Sender::new(false));
     let refresh = Arc::<Notify>::default();
     let mut tasks = JoinSet::new();
     for (index, interface) in interfaces.into_iter().enumerate() {
@@ -60,9 +60,10 @@ pub(super) async fn start(
     if let Some(prepared) = failover {
         tasks.spawn(fleet::run(prepared, seen.clone(), wanted.subscribe(), calls.clone()));
     }
-    tasks.spawn(reconcile(seen.clone(), wanted.subscribe(), Arc::clone(&refresh), calls));
+    let wishes = (wanted.subscribe(), ending.subscribe());
+    tasks.spawn(reconcile(seen.clone(), wishes, Arc::clone(&refresh), calls));
     tasks.spawn(tell(config.external.clone(), seen.subscribe(), known));
-    Cloud::new(receiver, wanted, refresh, tasks)
+    Cloud::new(receiver, (wanted, ending), refresh, tasks)
 }
 
 /// What would be done at EC2 now, and what could not be; nothing is.
@@ -166,14 +167,14 @@ impl Seen {
             count: wanted.elastic_ip_count,
         });
         let forwarding = self.identities.iter().flatten().map(|identity| identity.eni.clone()).collect();
-        Desired { forwarding, routes, elastic_ips }
+        Desired { forwarding, routes, elastic_ips, ending: false }
     }
 }
 
 /// Keeps up what is desired, from the first identity on.
 async fn reconcile(
     seen: watch::Sender<Seen>,
-    mut wanted: watch::Receiver<Aws>,
+    (mut wanted, mut ending): (watch::Receiver<Aws>, watch::Receiver<bool>),
     refresh: Arc<Notify>,
     calls: Calls,
 ) {
@@ -184,18 +185,23 @@ async fn reconcile(
         return;
     };
     let ec2 = Ec2::new(&aws::sdk_config(&region).await, calls, CALL_TIMEOUT);
-    let desired = watch::Sender::new(changes.borrow_and_update().desired(&wanted.borrow_and_update()));
-    let reconciler = Reconciler::new(ec2, desired.subscribe(), refresh, Timing::default());
+    let desired = |seen: &Seen, wanted: &Aws, ending: bool| Desired { ending, ..seen.desired(wanted) };
+    let now = desired(&changes.borrow_and_update(), &wanted.borrow_and_update(), *ending.borrow_and_update());
+    let sender = watch::Sender::new(now);
+    let reconciler = Reconciler::new(ec2, sender.subscribe(), refresh, Timing::default());
     let mut state = reconciler.state();
     let follow = async {
         loop {
             tokio::select! {
                 Ok(()) = changes.changed() => {}
                 Ok(()) = wanted.changed() => {}
+                Ok(()) = ending.changed() => {}
                 else => return,
             }
-            let now = changes.borrow_and_update().desired(&wanted.borrow_and_update());
-            set(&desired, now);
+            let (seen, wanted) = (changes.borrow_and_update(), wanted.borrow_and_update());
+            let now = desired(&seen, &wanted, *ending.borrow_and_update());
+            drop((seen, wanted));
+            set(&sender, now);
         }
     };
     let report = async {

@@ -18,6 +18,8 @@ use crate::config::{Aws, CloudFacts, Resolved};
 pub(super) struct Cloud {
     known: watch::Receiver<Known>,
     wanted: watch::Sender<Aws>,
+    /// This instance is about to end.
+    ending: watch::Sender<bool>,
     refresh: Arc<Notify>,
     _tasks: JoinSet<()>,
 }
@@ -94,17 +96,18 @@ impl Cloud {
             tracing::warn!("failover needs AWS, which is not asked: this instance is in no fleet");
         }
         let (_, known) = watch::channel(Known::default());
-        Self::new(known, watch::Sender::new(wanted.clone()), Arc::default(), JoinSet::new())
+        let wishes = (watch::Sender::new(wanted.clone()), watch::Sender::new(false));
+        Self::new(known, wishes, Arc::default(), JoinSet::new())
     }
 
     /// With tasks that send what they know, see to what is wanted, and ask again when notified.
     pub(super) fn new(
         known: watch::Receiver<Known>,
-        wanted: watch::Sender<Aws>,
+        (wanted, ending): (watch::Sender<Aws>, watch::Sender<bool>),
         refresh: Arc<Notify>,
         tasks: JoinSet<()>,
     ) -> Self {
-        Self { known, wanted, refresh, _tasks: tasks }
+        Self { known, wanted, ending, refresh, _tasks: tasks }
     }
 
     pub(super) fn applied(&self) -> Applied {
@@ -123,6 +126,11 @@ impl Cloud {
             current.clone_from(wanted);
             is_new
         });
+    }
+
+    /// Has it take nothing any more, since this instance is about to end, or take it again.
+    pub(super) fn set_ending(&self, is_ending: bool) {
+        self.ending.send_if_modified(|ending| std::mem::replace(ending, is_ending) != is_ending);
     }
 
     /// As the status shows it.
@@ -175,8 +183,8 @@ mod tests {
     fn the_worst_check_is_shown_and_none_without_a_cloud() {
         let shown = |checks: &[Check]| {
             let (_, known) = watch::channel(Known { checks: checks.to_vec(), ..Known::default() });
-            let wanted = watch::Sender::new(Aws::default());
-            Cloud::new(known, wanted, Arc::default(), JoinSet::new()).source_dest_check()
+            let wishes = (watch::Sender::new(Aws::default()), watch::Sender::new(false));
+            Cloud::new(known, wishes, Arc::default(), JoinSet::new()).source_dest_check()
         };
         let failed = Check::Failed("why".to_owned());
         assert_eq!(shown(&[]), None);

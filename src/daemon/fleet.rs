@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -13,10 +15,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use super::aws::{CALL_TIMEOUT, Seen};
 use super::egress;
 use super::gateways::{Order, Prepared, Ready, Standing};
+use super::peer_key;
+use super::whereabouts::{Addresses, Answer, Whereabouts};
 use super::with_causes;
 use crate::admin::{FleetReport, GatewayReport, PeerReport};
-use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Place, Tables};
-use crate::config::{self, Aws, PeerKey, RouteTables};
+use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Parameters, Place, Tables};
+use crate::config::{self, Aws, FailoverPeer, KeySource, PeerKey, RouteTables};
 use crate::failover::{
     Action, Call, CallError, CallId, Config, Done, Event, Fleet, Gateway, Health, Held, Hello, Host, Life,
     Observation, Role, Timing, Why,
@@ -31,20 +35,37 @@ pub(super) async fn run(
     mut wanted: watch::Receiver<Aws>,
     calls: Calls,
 ) {
+    let mut key = prepared.key.take();
+    let configured = watch::Sender::new(prepared.config.clone());
+    let (standing, mut latest) = (prepared.ends.standing.clone(), configured.subscribe());
+    let gateway = prepared.config.gateway.clone();
     let known = async {
         let identities = identities(&seen).await;
         let (external, internal) = &identities;
-        let ec2 = Ec2::new(&aws::sdk_config(&external.region).await, calls, CALL_TIMEOUT);
+        let sdk = aws::sdk_config(&external.region).await;
+        let whereabouts = Whereabouts::new(&sdk, &external.vpc, calls.clone());
+        let parameters = Parameters::new(&sdk, calls.clone(), CALL_TIMEOUT);
+        let ec2 = Ec2::new(&sdk, calls, CALL_TIMEOUT);
         let tables = find_tables(&ec2, &mut wanted, &external.vpc).await;
         let place =
             Place { external: external.eni.clone(), internal: internal.eni.clone(), vpc: external.vpc.clone() };
-        (ec2, place, tables)
+        let key = match key.take() {
+            Some(key) => key,
+            None => {
+                peer_key::find(&parameters, &mut latest, |reason| tell_no_key(&standing, &gateway, reason))
+                    .await
+            }
+        };
+        (ec2, place, tables, whereabouts, Keys { parameters: Arc::new(parameters), key })
     };
-    let (ec2, place, tables) = tokio::select! {
+    let (ec2, place, tables, whereabouts, keys) = tokio::select! {
         known = known => known,
-        () = refuse(&mut prepared.ends.orders) => return,
+        () = refuse(&mut prepared.ends.orders, &configured) => return,
     };
-    match Tender::new(prepared, seen, wanted, ec2, place, tables) {
+    // The socket is there already.
+    let listen = prepared.config.listen;
+    prepared.config = config::Failover { listen, ..configured.borrow().clone() };
+    match Tender::new(prepared, seen, wanted, ec2, (place, tables, whereabouts, keys)) {
         Ok((tender, ends)) => tender.run(ends).await,
         Err(error) => tracing::error!(error, "failover does not work"),
     }
@@ -58,14 +79,21 @@ struct Sources {
     _probing: JoinSet<()>,
 }
 
+/// The key that peers share, and whom to ask for another.
+struct Keys {
+    parameters: Arc<Parameters>,
+    key: PeerKey,
+}
+
 struct Tender {
     fleet: Fleet,
     link: Link,
+    whereabouts: Whereabouts,
     executor: Executor,
     ec2: Ec2,
     place: Place,
     config: config::Failover,
-    key: PeerKey,
+    keys: Keys,
     /// Of the home gateway.
     tables: Vec<String>,
     start: Instant,
@@ -93,7 +121,16 @@ struct Tender {
     /// Secondary private addresses that were seen to.
     places: usize,
     memory: Option<PathBuf>,
-    remembered: Vec<Hello>,
+    remembered: Memory,
+}
+
+/// What is kept over a restart.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Memory {
+    /// How peers introduced themselves.
+    known: Vec<Hello>,
+    /// Where those were that are found by a tag.
+    found: Addresses,
 }
 
 /// Something that was done beside.
@@ -101,6 +138,8 @@ enum Finished {
     Observed(CallId, Result<Vec<Observation>, Failure>),
     Made { id: CallId, gateway: String, call: Call, result: Result<Done, NotDone> },
     Tables(Result<Vec<String>, Failure>),
+    Found(FailoverPeer, Answer),
+    Key(KeySource, Result<PeerKey, String>),
     Places(usize, Result<(), Failure>),
 }
 
@@ -110,15 +149,14 @@ impl Tender {
         seen: watch::Sender<Seen>,
         mut wanted: watch::Receiver<Aws>,
         ec2: Ec2,
-        place: Place,
-        tables: Vec<String>,
+        (place, tables, whereabouts, keys): (Place, Vec<String>, Whereabouts, Keys),
     ) -> Result<(Self, Sources), String> {
-        let Prepared { config, key, socket, seed, ends } = prepared;
+        let Prepared { config, socket, seed, ends, .. } = prepared;
         let aws = wanted.borrow_and_update().clone();
         let start = Instant::now();
         let fleet = Fleet::new(fleet_config(&config, &aws, &place, &tables), seed, time::Instant::ORIGIN);
         let fleet = fleet.map_err(|error| error.to_string())?;
-        let (link, events) = Link::start(link_config(&config, &key), socket, &fleet.hello())
+        let (link, events) = Link::start(link_config(&config, &keys.key, &whereabouts), socket, &fleet.hello())
             .map_err(|error| format!("there is no link: {}", with_causes(&error)))?;
         let executor = Executor::new(ec2.clone(), place.clone());
         let (probes, addresses) = watch::channel(config.egress_probes.clone());
@@ -129,11 +167,12 @@ impl Tender {
         let tender = Self {
             fleet,
             link,
+            whereabouts,
             executor,
             ec2,
             place,
             config,
-            key,
+            keys,
             tables,
             start,
             doing: JoinSet::new(),
@@ -153,7 +192,7 @@ impl Tender {
             complaint: None,
             places: 0,
             memory,
-            remembered: Vec::new(),
+            remembered: Memory::default(),
         };
         let sources = Sources { link: events, orders: ends.orders, egress, _probing: probing };
         Ok((tender, sources))
@@ -189,6 +228,7 @@ impl Tender {
                 Ok(()) = self.wanted.changed() => self.reconfigure(self.config.clone()),
                 _ = ticks.tick() => {
                     self.tell_health();
+                    self.look_for_peers();
                     self.publish();
                 }
                 _ = looks.tick() => self.look_for_tables(),
@@ -284,6 +324,27 @@ impl Tender {
             }
             Finished::Tables(Ok(_)) => {}
             Finished::Tables(Err(failure)) => self.heard_of_api(Some(failure.to_string())),
+            Finished::Found(peer, answer) => {
+                let own: Vec<Ipv4Addr> = {
+                    let seen = self.seen.borrow();
+                    let addresses = seen.identities.iter().flatten().flat_map(|identity| &identity.addresses);
+                    addresses.map(|address| address.private).collect()
+                };
+                if self.whereabouts.answered(&self.config, &peer, answer, &own) {
+                    let found = self.whereabouts.found().get(&peer.gateway);
+                    tracing::info!(peer = peer.gateway, addresses = ?found, "peer found by its tag");
+                    self.relink(None);
+                    self.remember();
+                }
+            }
+            Finished::Key(source, _) if source != self.config.key => {}
+            Finished::Key(_, Ok(key)) => {
+                self.keys.key = key;
+                self.relink(None);
+            }
+            Finished::Key(_, Err(reason)) => {
+                tracing::error!(reason, "peer key not read, the old one stays until the next reload");
+            }
             Finished::Places(places, Ok(())) => self.places = places,
             Finished::Places(_, Err(failure)) => {
                 tracing::error!(reason = %failure, "no room for elastic ips of others: they could not be taken over");
@@ -355,7 +416,10 @@ impl Tender {
                 self.publish();
                 let _ = heard.send(());
             }
-            Order::Configure(config) => self.reconfigure(config),
+            Order::Configure(config) => {
+                self.reconfigure(config);
+                self.look_for_key();
+            }
         }
     }
 
@@ -378,10 +442,6 @@ impl Tender {
             self.look_for_tables();
         }
         let config = config::Failover { gateway: self.config.gateway.clone(), ..config };
-        match PeerKey::read(&config.key_file) {
-            Ok(key) => self.key = key,
-            Err(error) => tracing::error!(error = with_causes(&error), "peer key not read, the old one stays"),
-        }
         let socket = match (config.listen != self.config.listen).then(|| peer::bind(config.listen)) {
             Some(Ok(socket)) => Some(socket),
             Some(Err(error)) => {
@@ -396,13 +456,42 @@ impl Tender {
             tracing::error!(%error, "failover not reconfigured");
             return;
         }
-        let relinked = self.link.reconfigure(link_config(&config, &self.key), socket);
+        self.whereabouts.reconfigure(&self.config, &config);
+        self.probes.send_replace(config.egress_probes.clone());
+        self.config = config;
+        self.relink(socket);
+    }
+
+    /// Has the link follow the configuration, the key, and where peers are.
+    fn relink(&mut self, socket: Option<std::net::TcpListener>) {
+        let config = link_config(&self.config, &self.keys.key, &self.whereabouts);
+        let relinked = self.link.reconfigure(config, socket);
         let relinked = relinked.and_then(|()| self.link.set_hello(&self.fleet.hello()));
         if let Err(error) = relinked {
             tracing::error!(%error, "link to peers not reconfigured");
         }
-        self.probes.send_replace(config.egress_probes.clone());
-        self.config = config;
+    }
+
+    /// Reads the key anew.
+    fn look_for_key(&mut self) {
+        let (parameters, source) = (Arc::clone(&self.keys.parameters), self.config.key.clone());
+        self.doing.spawn(async move {
+            let key = peer_key::read(&parameters, &source).await;
+            Finished::Key(source, key)
+        });
+    }
+
+    /// Asks EC2 where those are that are named by a tag, and that there is no link with.
+    fn look_for_peers(&mut self) {
+        let links = self.link.report();
+        let is_connected =
+            |name: &str| links.peers.iter().any(|link| link.gateway == name && link.connected.is_some());
+        for question in self.whereabouts.questions(&self.config, is_connected) {
+            self.doing.spawn(async move {
+                let answer = question.ask().await;
+                Finished::Found(question.peer, answer)
+            });
+        }
     }
 
     fn look_for_tables(&mut self) {
@@ -515,7 +604,11 @@ impl Tender {
                 silent_seconds: peer.silent_seconds,
                 round_trip_seconds: peer.round_trip_seconds,
                 refused: peer.refused.clone(),
-                last_error: link.and_then(|link| link.last_error.clone()),
+                last_error: self
+                    .whereabouts
+                    .why_lost(&peer.peer)
+                    .map(str::to_owned)
+                    .or_else(|| link.and_then(|link| link.last_error.clone())),
             }
         });
         let peers: Vec<PeerReport> = peers.collect();
@@ -548,10 +641,11 @@ impl Tender {
     fn remember(&mut self) {
         let Some(file) = &self.memory else { return };
         let known: Vec<Hello> = self.fleet.known().cloned().collect();
-        if known.is_empty() || known == self.remembered {
+        let memory = Memory { known, found: self.whereabouts.found().clone() };
+        if memory == Memory::default() || memory == self.remembered {
             return;
         }
-        let written = serde_json::to_vec(&known).map_err(std::io::Error::from).and_then(|text| {
+        let written = serde_json::to_vec(&memory).map_err(std::io::Error::from).and_then(|text| {
             let fresh = file.with_extension("new");
             std::fs::write(&fresh, text)?;
             std::fs::rename(fresh, file)
@@ -559,18 +653,20 @@ impl Tender {
         if let Err(error) = written {
             tracing::warn!(file = %file.display(), %error, "what peers have told is not kept");
         }
-        self.remembered = known;
+        self.remembered = memory;
     }
 
     fn recall(&mut self) {
         let Some(file) = &self.memory else { return };
         let Ok(text) = std::fs::read(file) else { return };
-        match serde_json::from_slice::<Vec<Hello>>(&text) {
-            Ok(hellos) => {
+        match serde_json::from_slice::<Memory>(&text) {
+            Ok(Memory { known, found }) => {
                 let now = self.now();
-                for hello in hellos {
+                for hello in known {
                     self.fleet.remember(now, hello);
                 }
+                self.whereabouts.recall(&self.config, found);
+                self.relink(None);
             }
             Err(error) => tracing::warn!(file = %file.display(), %error, "what peers had told is not readable"),
         }
@@ -578,15 +674,23 @@ impl Tender {
 }
 
 /// Answers orders while there is nobody to carry them out.
-async fn refuse(orders: &mut mpsc::Receiver<Order>) {
+async fn refuse(orders: &mut mpsc::Receiver<Order>, configured: &watch::Sender<config::Failover>) {
     while let Some(order) = orders.recv().await {
-        const WHY: &str = "this instance's identity or its route tables are not known yet";
+        const WHY: &str = "this instance's identity, its route tables or its peer key are not known yet";
         match order {
             Order::HandOver { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
             Order::DeclareDead { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
-            Order::Leave { .. } | Order::Configure(_) => {}
+            Order::Configure(config) => _ = configured.send_replace(config),
+            Order::Leave { .. } => {}
         }
     }
+}
+
+/// The instance is in no fleet yet, and says so.
+fn tell_no_key(standing: &watch::Sender<Standing>, name: &str, reason: &str) {
+    let (name, health) = (name.to_owned(), format!("waits for the peer key: {reason}"));
+    let report = Some(FleetReport { name, health, ..FleetReport::default() });
+    standing.send_replace(Standing { report, ..Standing::default() });
 }
 
 async fn identities(seen: &watch::Sender<Seen>) -> (Identity, Identity) {
@@ -654,11 +758,11 @@ fn fleet_config(config: &config::Failover, aws: &Aws, place: &Place, tables: &[S
     Config { eni: place.external.clone(), home, timing }
 }
 
-fn link_config(config: &config::Failover, key: &PeerKey) -> peer::Config {
+fn link_config(config: &config::Failover, key: &PeerKey, whereabouts: &Whereabouts) -> peer::Config {
     peer::Config {
         gateway: config.gateway.clone(),
         key: key.clone(),
-        peers: config.peers.iter().map(|peer| (peer.gateway.clone(), peer.address)).collect(),
+        peers: whereabouts.addresses(config),
         silence: config.dead_after,
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::admin::FleetReport;
-use crate::config::{Failover, PeerKey};
+use crate::config::{Failover, KeySource, PeerKey};
 use crate::datapath;
 use crate::peer::{self, KeyError};
 
@@ -79,7 +79,8 @@ pub(super) struct Standing {
 #[cfg_attr(not(feature = "aws"), allow(dead_code, reason = "there is nobody to look after gateways"))]
 pub(super) struct Prepared {
     pub(super) config: Failover,
-    pub(super) key: PeerKey,
+    /// Unset if it is not on this host: it is asked for later.
+    pub(super) key: Option<PeerKey>,
     pub(super) socket: TcpListener,
     pub(super) seed: [u8; 16],
     pub(super) ends: Ends,
@@ -102,7 +103,10 @@ impl Prepared {
     pub(super) fn new(config: &Failover, ends: Ends) -> Result<Self, Error> {
         let address = config.listen;
         let socket = peer::bind(address).map_err(|source| Error::Listen { address, source })?;
-        let key = PeerKey::read(&config.key_file)?;
+        let key = match &config.key {
+            KeySource::File(path) => Some(PeerKey::read(path)?),
+            KeySource::Parameter(_) => None,
+        };
         let seed = datapath::random_seed().map_err(Error::Random)?;
         Ok(Self { config: config.clone(), key, socket, seed, ends })
     }

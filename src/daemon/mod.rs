@@ -22,6 +22,8 @@ mod logging;
 mod manager;
 mod outlook;
 mod passed;
+#[cfg(feature = "aws")]
+mod peer_key;
 mod proc;
 mod ready;
 mod reload;
@@ -29,6 +31,8 @@ mod services;
 mod session_log;
 mod settings;
 mod sources;
+#[cfg(feature = "aws")]
+mod whereabouts;
 
 use std::fs::File;
 use std::net::SocketAddr;

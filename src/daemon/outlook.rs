@@ -1,4 +1,5 @@
-//! What is about to happen to this instance, and what follows from that: if it is sure to end, forwarding drains.
+//! What is about to happen to this instance, and what follows from that: if it is sure to end, forwarding drains, and no
+//! route or Elastic IP is taken any more.
 //!
 //! Nothing is told unless AWS is switched on. Gateways are offered to peers; NAT goes on until the very end.
 
@@ -79,6 +80,7 @@ impl Running {
         }
         let ends = coming.iter().any(|notice| notice.end);
         self.coming = coming;
+        self.cloud.set_ending(ends);
         match (ends, self.draining.is_some()) {
             (true, false) => {
                 tracing::warn!(

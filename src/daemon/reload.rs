@@ -29,6 +29,10 @@ impl Running {
         log_settings(&config);
         log_warnings(&config);
         self.adopt(config).await?;
+        // Even if nothing else has changed, the key may have.
+        if let Some(failover) = &self.config.failover {
+            self.gateways.configure(failover);
+        }
         tracing::info!("configuration reloaded");
         Ok(())
     }
@@ -94,9 +98,6 @@ impl Running {
             (Some(ours), Some(new)) => Some(Failover { gateway: ours.gateway.clone(), ..new }),
             (ours, _) => ours.clone(),
         };
-        if let Some(failover) = failover.as_ref().filter(|_| failover != self.config.failover) {
-            self.gateways.configure(failover);
-        }
         self.config = Config { aws, failover, admin, ..config };
         self.cloud.want(&self.config.aws);
         self.session_log.configure(&self.config.session_log);

@@ -98,8 +98,9 @@ impl Key {
         &self.0
     }
 
-    /// Understands the content of a key file: the digits, upper or lower case, and at most one line's end.
-    fn from_line(text: &[u8]) -> Option<Self> {
+    /// Understands what a key file holds: the digits, upper or lower case, and at most one line's end.
+    #[must_use]
+    pub fn from_line(text: &[u8]) -> Option<Self> {
         let text = text.strip_suffix(b"\n").unwrap_or(text);
         let digits = text.strip_suffix(b"\r").unwrap_or(text);
         if digits.len() != LENGTH * 2 {

@@ -53,8 +53,9 @@ pub struct Config {
     /// The own name, which is that of the home gateway; see [`is_name`].
     pub gateway: String,
     pub key: Key,
-    /// By name; the own one is not among them.
-    pub peers: BTreeMap<String, SocketAddr>,
+    /// Where each is dialled, one address after the other, by name; the own one is not among them. One without an address
+    /// can only be waited for, until there is another configuration.
+    pub peers: BTreeMap<String, Vec<SocketAddr>>,
     /// A connection on which nothing has come for so long, or that takes nothing for so long, ends. Whoever has the link
     /// sends something more often.
     pub silence: Duration,
@@ -126,6 +127,12 @@ impl fmt::Display for Down {
             Self::Io(kind) => return kind.fmt(f),
         })
     }
+}
+
+/// Whether of these two instances `own` is the one that dials.
+#[must_use]
+pub fn dials(own: &str, peer: &str) -> bool {
+    own < peer
 }
 
 /// Binds a socket and has it listen. Peers wait in its queue until it is given to a [`Link`].
@@ -301,14 +308,14 @@ struct Running {
 
 impl Peers {
     /// Makes these the peers. Those that are there already go on as they are.
-    fn set(&self, common: &Arc<Common>, wanted: &BTreeMap<String, SocketAddr>) {
+    fn set(&self, common: &Arc<Common>, wanted: &BTreeMap<String, Vec<SocketAddr>>) {
         let mut running = self.lock();
         running.retain(|name, _| wanted.contains_key(name));
-        for (name, address) in wanted {
+        for (name, addresses) in wanted {
             match running.get(name) {
-                Some(running) => running.peer.set_address(*address),
+                Some(running) => running.peer.set_addresses(addresses),
                 None => {
-                    running.insert(name.clone(), Running::start(name, *address, Arc::clone(common)));
+                    running.insert(name.clone(), Running::start(name, addresses, Arc::clone(common)));
                 }
             }
         }
@@ -342,8 +349,8 @@ impl Peers {
 }
 
 impl Running {
-    fn start(name: &str, address: SocketAddr, common: Arc<Common>) -> Self {
-        let peer = Arc::new(Peer::new(name.to_owned(), address, common));
+    fn start(name: &str, addresses: &[SocketAddr], common: Arc<Common>) -> Self {
+        let peer = Arc::new(Peer::new(name.to_owned(), addresses.to_vec(), common));
         let (candidates, receiver) = mpsc::channel(1);
         let (stop, mut stopped) = watch::channel(());
         let kept = Arc::clone(&peer);

@@ -24,7 +24,7 @@ pub(super) struct Peer {
     pub(super) gateway: String,
     /// This side dials.
     dials: bool,
-    address: Mutex<SocketAddr>,
+    addresses: Mutex<Vec<SocketAddr>>,
     moved: Notify,
     pub(super) queue: Queue,
     record: Mutex<Record>,
@@ -32,11 +32,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(gateway: String, address: SocketAddr, common: Arc<Common>) -> Self {
+    pub(super) fn new(gateway: String, addresses: Vec<SocketAddr>, common: Arc<Common>) -> Self {
         Self {
-            dials: common.gateway < gateway,
+            dials: super::dials(&common.gateway, &gateway),
             gateway,
-            address: Mutex::new(address),
+            addresses: Mutex::new(addresses),
             moved: Notify::new(),
             queue: Queue::default(),
             record: Mutex::default(),
@@ -45,19 +45,19 @@ impl Peer {
     }
 
     /// Where it is from now on. A connection that was dialled to elsewhere ends.
-    pub(super) fn set_address(&self, address: SocketAddr) {
-        let before = std::mem::replace(&mut *lock(&self.address), address);
-        if before != address && self.dials {
+    pub(super) fn set_addresses(&self, addresses: &[SocketAddr]) {
+        let before = std::mem::replace(&mut *lock(&self.addresses), addresses.to_vec());
+        if before != addresses && self.dials {
             self.moved.notify_one();
         }
     }
 
     pub(super) fn report(&self) -> PeerReport {
-        let address = *lock(&self.address);
+        let addresses = lock(&self.addresses).clone();
         let record = self.record();
         PeerReport {
             gateway: self.gateway.clone(),
-            address,
+            addresses,
             connected: record.connected(),
             counters: report::Counters { dropped: self.queue.dropped(), ..record.counters },
             last_error: record.last_error.clone(),
@@ -114,11 +114,13 @@ impl Peer {
 
     async fn dial(&self, backoff: &mut Backoff) -> Connection {
         let names = Names { dialling: self.common.gateway.clone(), dialled: self.gateway.clone() };
+        let mut turn = 0_usize;
         loop {
             if let Some(wait) = backoff.next() {
                 sleep(wait).await;
             }
-            let address = *lock(&self.address);
+            let address = self.next_address(turn).await;
+            turn = turn.wrapping_add(1);
             let own = self.common.introduction();
             let from = self.common.listen().ip();
             let dialled = dial(address, from, (&self.common.key(), &names), &own, self.common.silence()).await;
@@ -131,6 +133,19 @@ impl Peer {
                     }
                 }
             }
+        }
+    }
+
+    /// Of several, each in its turn; waits for the first one.
+    async fn next_address(&self, turn: usize) -> SocketAddr {
+        loop {
+            {
+                let addresses = lock(&self.addresses);
+                if let Some(turn) = turn.checked_rem(addresses.len()) {
+                    return addresses[turn];
+                }
+            }
+            self.moved.notified().await;
         }
     }
 
@@ -172,7 +187,7 @@ impl Peer {
                 why = &mut sending => return (why, None),
                 () = self.moved.notified(), if self.dials => {
                     // It may have moved before this connection was dialled.
-                    if *lock(&self.address) != address {
+                    if !lock(&self.addresses).contains(&address) {
                         return (Down::Moved, None);
                     }
                 }

@@ -21,7 +21,7 @@ pub struct Report {
 pub struct PeerReport {
     pub gateway: String,
     /// Where it is configured to be.
-    pub address: SocketAddr,
+    pub addresses: Vec<SocketAddr>,
     /// Unset while it is not connected.
     pub connected: Option<Connected>,
     /// Of all connections with it so far.

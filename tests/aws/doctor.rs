@@ -20,6 +20,7 @@ use crate::environment;
 use crate::http::{Answer, Request, serve};
 use crate::imds::{self, Tree};
 use crate::lab::{DEADLINE, Host, INTERNET, Lab, Options, Output, Result, Web};
+use crate::vpc::KEY;
 
 const ENI: &str = "eni-0123456789abcdef0";
 
@@ -37,6 +38,8 @@ struct World {
     private_default: &'static str,
     ingress: &'static str,
     egress: &'static str,
+    /// Of the fleet, in the Parameter Store; unset if the role may not read it.
+    key: Option<&'static str>,
     /// Writes that were really asked for.
     writes: usize,
     /// Of the Elastic IP of the pool, if it has one.
@@ -62,6 +65,7 @@ impl World {
                  </ipRanges></item>",
             egress: "<item><ipProtocol>-1</ipProtocol><ipRanges><item><cidrIp>0.0.0.0/0</cidrIp></item>\
                  </ipRanges></item>",
+            key: Some(KEY),
             writes: 0,
             pool_association: Some("eipassoc-0123456789abcdef0"),
             asked: BTreeSet::new(),
@@ -69,6 +73,13 @@ impl World {
     }
 
     fn answer(&mut self, request: &Request) -> Answer {
+        if request.header("x-amz-target") == Some("AmazonSSM.GetParameter") {
+            self.asked.insert("GetParameter".to_owned());
+            return match self.key.filter(|_| !self.denied.contains(&"GetParameter")) {
+                Some(key) => Answer::Http(200, "", format!(r#"{{"Parameter": {{"Value": "{key}"}}}}"#)),
+                None => Answer::Http(400, "", r#"{"__type": "AccessDeniedException"}"#.to_owned()),
+            };
+        }
         if !self.ec2 {
             return Answer::Silence;
         }
@@ -434,7 +445,7 @@ const EVERYTHING: &str = "[aws]\nroute_tables = [\"rtb-0bbbbbbbbbbbbbbbb\"]\n\
     elastic_ips = [\"eipalloc-0123456789abcdef0\"]\n\
     launching_hook = \"ready\"\nterminating_hook = \"drained\"\n\
     [[forward]]\nname = \"web\"\nlisten = \"0.0.0.0:8080\"\ntargets = [\"ec2-tag:role=web:80\"]\n\
-    [failover]\ngateway = \"az-a\"\nkey_file = \"/nonexistent\"\nlisten = \"10.0.0.10:7946\"\n\
+    [failover]\ngateway = \"az-a\"\nkey_parameter = \"/egret/peer-key\"\nlisten = \"10.0.0.10:7946\"\n\
     peers = [{ gateway = \"az-b\", address = \"10.0.3.10:7946\" }]\n";
 
 #[test]
@@ -468,8 +479,12 @@ fn each_action_of_the_policy_is_tried_or_said_not_to_have_been() -> Result {
         let plain: &'static str = action.split_once(':').unwrap().1.to_owned().leak();
         let (code, findings) = stubs.examine_with(lab.nat(), EVERYTHING, |world| world.denied = vec![plain])?;
         let said = |finding: &&Value| {
-            finding["what"] == "permission"
-                && finding["remedy"].as_str().is_some_and(|text| text.starts_with(&format!("allow {action} ")))
+            let has = |field: &str, text: &str| finding[field].as_str().is_some_and(|said| said.contains(text));
+            match finding["what"].as_str() {
+                Some("permission") => has("remedy", &format!("allow {action} ")),
+                Some("peer key") => has("detail", &format!("does not allow {action} ")),
+                _ => false,
+            }
         };
         assert!(code > 0 && findings.iter().any(|finding| said(&finding)), "{action}: {findings:#?}");
     }
@@ -477,6 +492,29 @@ fn each_action_of_the_policy_is_tried_or_said_not_to_have_been() -> Result {
     let (_, findings) = stubs.examine_with(lab.nat(), EVERYTHING, |world| world.pool_association = None)?;
     assert!(not_tried(&findings).contains("ec2:DisassociateAddress"), "{findings:#?}");
     assert!(!stubs.world.lock().unwrap().asked.contains("DisassociateAddress"));
+    Ok(())
+}
+
+#[test]
+fn peer_key_is_looked_for_where_it_is_configured() -> Result {
+    const TOML: &str = "[aws]\nroute_tables = [\"rtb-0bbbbbbbbbbbbbbbb\"]\nelastic_ips = [\"eipalloc-0123456789abcdef0\"]\n\
+        [failover]\ngateway = \"az-a\"\nkey_parameter = \"/egret/peer-key\"\nlisten = \"0.0.0.0:7946\"\n\
+        peers = [{ gateway = \"az-b\", address = \"ec2-tag:egret:gateway=az-b:7946\" }]";
+    let lab = Lab::new(Options::default())?;
+    let _web = Web::start(lab.internet(), 80)?;
+    let stubs = Stubs::start(lab.nat())?;
+    for (key, severity, said) in [
+        (Some(KEY), "ok", "read from the parameter /egret/peer-key"),
+        (Some("secret"), "error", "what /egret/peer-key holds is no key"),
+        (None, "error", "does not allow ssm:GetParameter on arn:aws:ssm:eu-west-1:*:parameter/egret/peer-key"),
+    ] {
+        let (_, findings) = stubs.examine_with(lab.nat(), TOML, |world| world.key = key)?;
+        let found = findings.iter().find(|finding| finding["what"] == "peer key").unwrap();
+        assert_eq!(found["severity"], severity, "{found}");
+        assert!(found["detail"].as_str().unwrap().contains(said), "{found}");
+        assert!(findings.iter().any(|finding| finding["detail"] == "ec2:DescribeInstances is allowed"));
+        assert!(!format!("{findings:?}").contains(KEY), "{findings:#?}");
+    }
     Ok(())
 }
 

@@ -38,6 +38,8 @@ pub struct World {
     pub tables: BTreeMap<String, Table>,
     /// By allocation id.
     pub elastic_ips: BTreeMap<String, ElasticIp>,
+    /// Running ones: primary private address, and the only tag.
+    pub instances: Vec<(Ipv4Addr, (String, String))>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +114,7 @@ impl Ec2 {
                 interfaces: interfaces.into(),
                 tables: tables.into(),
                 elastic_ips: elastic_ips.into(),
+                instances: Vec::new(),
             },
             fault: Fault::None,
             lag: Duration::ZERO,
@@ -206,6 +209,7 @@ impl Ec2 {
             "DescribeNetworkInterfaces" => describe_interfaces(&shown, form),
             "DescribeRouteTables" => Ok(describe_tables(&shown, form)),
             "DescribeAddresses" => Ok(describe_addresses(&shown, form)),
+            "DescribeInstances" => Ok(describe_instances(&shown, form)),
             "ModifyNetworkInterfaceAttribute" => {
                 assert_eq!(form.get("SourceDestCheck.Value"), "false");
                 self.interface(form)?.check = false;
@@ -414,6 +418,27 @@ fn describe_addresses(world: &World, form: &Form) -> String {
         }
     }
     format!("<addressesSet>{items}</addressesSet>")
+}
+
+fn describe_instances(world: &World, form: &Form) -> String {
+    let filters = form.filters();
+    let passes = |(name, values): &(String, Vec<String>), tag: &(String, String)| match name.as_str() {
+        "vpc-id" => values.iter().any(|value| value == VPC),
+        "instance-state-name" => values.iter().any(|value| value == "running"),
+        key => key.strip_prefix("tag:") == Some(&tag.0) && values.contains(&tag.1),
+    };
+    let mut items = String::new();
+    for (address, tag) in &world.instances {
+        if filters.iter().all(|filter| passes(filter, tag)) {
+            write!(
+                items,
+                "<item><reservationId>r-1</reservationId><instancesSet><item><instanceId>i-1</instanceId>\
+                 <privateIpAddress>{address}</privateIpAddress><vpcId>{VPC}</vpcId></item></instancesSet></item>"
+            )
+            .unwrap();
+        }
+    }
+    format!("<reservationSet>{items}</reservationSet>")
 }
 
 /// The fields of an EC2 query.

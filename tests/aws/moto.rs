@@ -15,13 +15,13 @@ use tokio::sync::watch;
 use crate::reconcile::{TIMING, config};
 
 /// A server of moto, until it is dropped.
-struct Moto {
+pub struct Moto {
     process: Child,
-    endpoint: String,
+    pub endpoint: String,
 }
 
 impl Moto {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/moto/bin/moto_server");
         assert!(program.is_file(), "no {}: `make test` installs it, or `make moto`", program.display());
         // Free a moment ago; moto takes no other way to say where it is.
@@ -84,6 +84,7 @@ async fn an_empty_vpc_of_moto_is_brought_to_work_and_then_left_alone() {
         forwarding: [eni.clone()].into(),
         routes: Some(routes),
         elastic_ips: Some(ElasticIps { eni: eni.clone(), pool, count: 2 }),
+        ending: false,
     };
     let ec2 = Ec2::new(&config, Calls::default(), Duration::from_secs(20));
     let before = plan(&desired, &Box::pin(observe(&ec2, &desired)).await.unwrap());

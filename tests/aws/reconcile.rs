@@ -39,6 +39,7 @@ pub fn desired() -> Desired {
         forwarding: [ENI.to_owned(), OTHER_ENI.to_owned()].into(),
         routes: Some(routes),
         elastic_ips: Some(ElasticIps { eni: ENI.to_owned(), pool, count: 2 }),
+        ending: false,
     }
 }
 

@@ -117,13 +117,19 @@ impl Vpc {
 
     /// Starts the daemon on an instance.
     pub fn spawn(&self, index: usize, toml: &str) -> Result<Egret> {
+        self.spawn_with(index, toml, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn spawn_with(&self, index: usize, toml: &str, environment: &[&str]) -> Result<Egret> {
         let wrapper = [
             "env".to_owned(),
             "HOME=/nonexistent".to_owned(),
             format!("AWS_EC2_METADATA_SERVICE_ENDPOINT={}", self.endpoints.1[index]),
             format!("AWS_ENDPOINT_URL_EC2={}", self.endpoints.0),
         ];
-        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let wrapper: Vec<&str> =
+            wrapper.iter().map(String::as_str).chain(environment.iter().copied()).collect();
         Egret::spawn_under(self.lab.gateway(number(index)), toml, &wrapper)
     }
 

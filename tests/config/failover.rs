@@ -99,6 +99,11 @@ fn every_mistake_is_told_with_its_place() {
             "7946\" }, { gateway = \"az-c\", address = \"10.0.3.10:7946\" }]",
             "failover.peers[1].address: 10.0.3.10:7946 is already failover.peers[0].address",
         ),
+        (
+            "10.0.3.10:7946",
+            "dns:az-b.internal:7946",
+            "failover.peers[0].address: \"dns:az-b.internal:7946\" is not an IPv4 address and a port",
+        ),
     ] {
         assert!(BASE.contains(right), "{right}");
         assert_one(&BASE.replacen(right, wrong, 1), expected);
@@ -183,6 +188,15 @@ fn address_for_peers_is_no_listeners() {
 
 #[cfg(not(feature = "aws"))]
 #[test]
+fn peers_by_tag_need_aws_support() {
+    let found = messages(&BASE.replace("10.0.3.10:7946", "ec2-tag:role=b:7946"));
+    let expected =
+        "egret.toml:8: failover.peers[0].address: this egret was built without AWS support; use an address";
+    assert!(found.contains(&expected.to_owned()), "{found:#?}");
+}
+
+#[cfg(not(feature = "aws"))]
+#[test]
 fn failover_needs_aws_support() {
     let found = messages(BASE);
     let expected = "egret.toml:4: failover: this egret was built without AWS support, which failover needs";
@@ -194,10 +208,10 @@ fn failover_needs_aws_support() {
 mod with_aws {
     use std::time::Duration;
 
-    use egret::config::{self, Failover, FailoverPeer};
+    use egret::config::{self, Failover, FailoverPeer, KeySource, PeerAddress};
     use egret::failover::Failback;
 
-    use super::BASE;
+    use super::{BASE, assert_one};
     use crate::parse;
 
     const EVERY_KEY: &str = include_str!("failover.toml");
@@ -205,11 +219,11 @@ mod with_aws {
     fn defaults() -> Failover {
         Failover {
             gateway: "az-a".to_owned(),
-            key_file: "/etc/egret/peer.key".into(),
+            key: KeySource::File("/etc/egret/peer.key".into()),
             listen: "10.0.0.10:7946".parse().unwrap(),
             peers: vec![FailoverPeer {
                 gateway: "az-b".to_owned(),
-                address: "10.0.3.10:7946".parse().unwrap(),
+                address: PeerAddress::Fixed("10.0.3.10:7946".parse().unwrap()),
             }],
             fallback_nat_gateway: None,
             heartbeat_interval: Duration::from_millis(250),
@@ -225,6 +239,59 @@ mod with_aws {
         let config = parse(BASE).unwrap();
         assert_eq!(config.failover, Some(defaults()));
         assert_eq!(config.aws.elastic_ip_count, 2);
+    }
+
+    #[test]
+    fn key_is_in_a_file_or_a_parameter() {
+        let with = |line: &str| BASE.replace("key_file = \"/etc/egret/peer.key\"", line);
+        for name in ["/egret/peer-key", "peer.key_1"] {
+            let config = parse(&with(&format!("key_parameter = \"{name}\""))).unwrap();
+            assert_eq!(config.failover.clone().unwrap().key, KeySource::Parameter(name.to_owned()));
+            assert_eq!(parse(&config::render(&config)).unwrap(), config);
+        }
+        assert_one(&with(""), "4: failover: has no key_file and no key_parameter; failover needs one of them");
+        let both = with("key_file = \"/etc/egret/peer.key\"\nkey_parameter = \"/egret/peer-key\"");
+        assert_one(&both, "7: failover.key_parameter: cannot stand beside failover.key_file; use one of them");
+        let longest = "x".repeat(1012);
+        for wrong in ["", "egret/key", "/egret/", "/egret//key", "a b", "arn:aws:ssm:x", longest.as_str()] {
+            let text = with(&format!("key_parameter = \"{wrong}\""));
+            assert_one(&text, "is not the name of a parameter, such as /egret/peer-key");
+        }
+    }
+
+    #[test]
+    fn peers_are_named_by_an_address_or_a_tag() {
+        let address = |text: &str| {
+            let config = parse(&BASE.replace("10.0.3.10:7946", text)).unwrap();
+            assert_eq!(parse(&config::render(&config)).unwrap(), config, "{text}");
+            config.failover.unwrap().peers[0].address.clone()
+        };
+        let tagged = |key: &str, value: &str, port| {
+            let (key, value) = (key.to_owned(), value.to_owned());
+            PeerAddress::Tagged { key, value, port }
+        };
+        assert_eq!(address("ec2-tag:role=b:7946"), tagged("role", "b", 7946));
+        assert_eq!(address("ec2-tag:egret:gateway=az-b:7946"), tagged("egret:gateway", "az-b", 7946));
+        assert_eq!(address("ec2-tag:role=a=b:c\\\"d:1"), tagged("role", "a=b:c\"d", 1));
+        assert_eq!(address("ec2-tag:role=:7946"), tagged("role", "", 7946));
+    }
+
+    #[test]
+    fn tags_of_peers_that_are_none_are_told_with_their_place() {
+        for wrong in ["role=b", "role=b:0", "role=b:65536", "role:7946", "=b:7946", ""] {
+            let text = BASE.replace("10.0.3.10:7946", &format!("ec2-tag:{wrong}"));
+            let expected = format!(
+                "8: failover.peers[0].address: \"ec2-tag:{wrong}\" is not a tag and a port; use such as \
+                 \"ec2-tag:egret:gateway=az-b:7946\""
+            );
+            assert_one(&text, &expected);
+        }
+        let twice = "{ gateway = \"az-b\", address = \"ec2-tag:role=b:7946\" }, { gateway = \"az-c\", address = \"ec2-tag:role=b:7946\" }";
+        let text = BASE.replace("{ gateway = \"az-b\", address = \"10.0.3.10:7946\" }", twice);
+        assert_one(
+            &text,
+            "failover.peers[1].address: ec2-tag:role=b:7946 is already failover.peers[0].address",
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Peers find each other, and go on when the configuration changes.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use egret::peer::{Down, Event, Fault, Key, Refusal, bind};
+use egret::peer::{Config, Down, Event, Fault, Key, Refusal, bind};
 
 use crate::node::{Node, assert_talking, config, heartbeat, hello, offer, pair, socket, vacant};
 use crate::proxy::Proxy;
@@ -178,6 +179,45 @@ async fn peer_that_has_moved_before_it_was_reached_is_connected_with_once() {
     for number in 0..10 {
         assert_talking(&mut a, &mut b, number).await;
     }
+    assert_eq!(a.of("b").counters.connections, 1);
+}
+
+#[tokio::test]
+async fn peer_is_waited_for_while_it_has_no_address() {
+    let key = Key::generate().unwrap();
+    let (one, other) = (socket(), socket());
+    let (at_a, at_b) = (one.local_addr().unwrap(), other.local_addr().unwrap());
+    let nowhere = Config { peers: [("b".to_owned(), Vec::new())].into(), ..config("a", &key, &[]) };
+    let mut a = Node::start(nowhere, one);
+    let mut b = Node::start(config("b", &key, &[("a", at_a)]), other);
+    assert!(a.of("b").addresses.is_empty() && a.pending().is_empty());
+    a.link.reconfigure(config("a", &key, &[("b", at_b)]), None).unwrap();
+    a.up("b").await;
+    b.up("a").await;
+    assert_eq!(a.of("b").counters.failures, 0);
+    assert_talking(&mut a, &mut b, 1).await;
+}
+
+#[tokio::test]
+async fn of_several_addresses_the_one_where_the_peer_is_counts() {
+    let key = Key::generate().unwrap();
+    let (one, stranger, other) = (socket(), socket(), socket());
+    let [at_a, at_stranger, at_b] = [&one, &stranger, &other].map(|socket| socket.local_addr().unwrap());
+    // Somebody else has the tag too.
+    let strange = Node::start(config("b", &Key::generate().unwrap(), &[("a", at_a)]), stranger);
+    let mut b = Node::start(config("b", &key, &[("a", at_a)]), other);
+    let several = |addresses: &[SocketAddr]| Config {
+        peers: [("b".to_owned(), addresses.to_vec())].into(),
+        ..config("a", &key, &[])
+    };
+    let mut a = Node::start(several(&[vacant(), at_stranger, at_b]), one);
+    a.up("b").await;
+    b.up("a").await;
+    assert_eq!(a.of("b").connected.unwrap().address, at_b);
+    assert_eq!(strange.refused("key"), 1);
+    // It stays where it is for as long as that is one of them.
+    a.link.reconfigure(several(&[at_stranger, at_b]), None).unwrap();
+    assert_talking(&mut a, &mut b, 1).await;
     assert_eq!(a.of("b").counters.connections, 1);
 }
 

@@ -64,7 +64,8 @@ pub fn heartbeat(sequence: u64) -> Message {
 }
 
 pub fn config(name: &str, key: &Key, peers: &[(&str, SocketAddr)]) -> Config {
-    let peers: BTreeMap<_, _> = peers.iter().map(|(name, address)| ((*name).to_owned(), *address)).collect();
+    let peers: BTreeMap<_, _> =
+        peers.iter().map(|(name, address)| ((*name).to_owned(), vec![*address])).collect();
     Config { gateway: name.to_owned(), key: key.clone(), peers, silence: LONG }
 }
 

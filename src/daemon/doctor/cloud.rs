@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::super::{aws as tasks, with_causes};
+use super::super::{aws as tasks, peer_key as keys, with_causes};
 use super::host::Sides;
 use super::{Finding, Remedy, Severity, vpc};
 use crate::aws::survey::{self, Associated, Attempt, Eni, Survey, WITHOUT_DRY_RUN};
-use crate::aws::{self, Failure, Identity, Imds};
-use crate::config::{CloudFacts, Config, RouteTables, Switch};
+use crate::aws::{self, Calls, Failure, Identity, Imds, Parameters, SdkConfig};
+use crate::config::{CloudFacts, Config, FailoverPeer, KeySource, PeerAddress, RouteTables, Switch};
 use crate::datapath::Interface;
 use crate::forward::{Followed, Source};
 use crate::nat::ExternalAddress;
@@ -53,8 +53,26 @@ pub(super) async fn examine(config: &Config, sides: &Sides, running: bool) -> Cl
     }
     let survey = Survey::new(&sdk, CALL_TIME);
     let asking = Asking { survey, config, ours, running };
-    cloud.findings.extend(Box::pin(asking.ask()).await);
+    let (findings, key) = tokio::join!(Box::pin(asking.ask()), peer_key(config, &sdk));
+    cloud.findings.extend(findings.into_iter().chain(key));
     cloud
+}
+
+/// Whether the key of the fleet is where the configuration has it, if that is a parameter.
+async fn peer_key(config: &Config, sdk: &SdkConfig) -> Option<Finding> {
+    const WHAT: &str = "peer key";
+    let source = &config.failover.as_ref()?.key;
+    let KeySource::Parameter(name) = source else { return None };
+    let parameters = Parameters::new(sdk, Calls::default(), CALL_TIME);
+    Some(match keys::read(&parameters, source).await {
+        Ok(_) => Finding::ok(WHAT, format!("read from the parameter {name}")),
+        Err(reason) => {
+            let remedy = Remedy::words(
+                "put the key into the parameter once, and let the role read it (docs/failover.md, docs/iam-policy.json)",
+            );
+            Finding::error(WHAT, reason, remedy)
+        }
+    })
 }
 
 async fn identities(sides: &Sides, findings: &mut Vec<Finding>) -> Option<Ours> {
@@ -254,7 +272,11 @@ impl Asking<'_> {
             attempts.push(Attempt::AssociateAddress { allocation, eni });
         }
         let is_by_tag = |followed: &Followed| matches!(followed.source, Source::Ec2Tag { .. });
-        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag)) {
+        let is_peer_by_tag = |peer: &FailoverPeer| matches!(peer.address, PeerAddress::Tagged { .. });
+        let mut peers = self.config.failover.iter().flat_map(|failover| &failover.peers);
+        if self.config.forward.iter().any(|listener| listener.followed.iter().any(is_by_tag))
+            || peers.any(is_peer_by_tag)
+        {
             attempts.push(Attempt::DescribeInstances);
         }
         if self.config.failover.is_some() {
