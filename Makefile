@@ -6,6 +6,7 @@ DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nfta
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy \
 	python3-venv redis-server redis-tools haproxy postgresql postgresql-client prometheus chromium
 BENCH_PACKAGES := $(TEST_PACKAGES) libnginx-mod-stream
+DIST_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev python3 dpkg-dev
 IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
 
 # Namespaces need root, building does not: without root, only what was built runs under sudo.
@@ -24,7 +25,7 @@ MOTO := target/moto/bin/moto_server
 HCL := target/hcl/node_modules/@cdktf/hcl-tools/main.wasm.gz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-clean test simulate moto hcl check bench bench-cloud fuzz image image-test clean
+.PHONY: help demo demo-failover demo-clean test simulate moto hcl check bench bench-cloud fuzz dist image image-test clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -86,6 +87,10 @@ bench-cloud: ## measure packets while EC2's API fails in all kinds of ways (buil
 fuzz: ## fuzz parsing and packet sequences (FUZZ_SECONDS=60 each)
 	@tests/lab/packages.sh gcc g++ libc6-dev
 	fuzz/run $(FUZZ_SECONDS)
+
+dist: ## make a release in target/dist/packages: a tarball and a .deb (DIST_FLAGS=--no-default-features leaves AWS out)
+	@tests/lab/packages.sh $(DIST_PACKAGES)
+	deploy/dist $(DIST_FLAGS)
 
 image: ## build a disk image with Egret, for direct kernel boot (needs root)
 	@tests/lab/packages.sh $(IMAGE_PACKAGES)
