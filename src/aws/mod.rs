@@ -1,6 +1,6 @@
 //! What Egret knows from and asks of EC2: the identity of its network interface from the instance metadata
 //! service; source/destination checks, routes and Elastic IPs from the API, kept as they are desired; what is about to happen to the
-//! instance, and its lifecycle in an Auto Scaling group; instances by their tags.
+//! instance, and its lifecycle in an Auto Scaling group; instances by their tags; secrets in the Parameter Store.
 //!
 //! Nothing here is on a packet's path, and no error of an API ends anything: callers get an error or a state and
 //! go on. Refused: version 1 of that service, answers that do not parse, retries without a bound on their rate.

@@ -31,7 +31,6 @@ use super::call::{Calls, Failure, causes, of_code};
 pub struct Parameters {
     config: SdkConfig,
     endpoint: String,
-    connector: Connector,
     calls: Calls,
     within: Duration,
 }
@@ -63,12 +62,8 @@ impl Parameters {
         let endpoint = named.or_else(|| config.endpoint_url().map(str::to_owned));
         let endpoint =
             endpoint.unwrap_or_else(|| format!("https://ssm.{}.{}", region(config), domain(region(config))));
-        let connector = Connector::builder()
-            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
-            .proxy_config(ProxyConfig::from_env())
-            .build();
         let endpoint = format!("{}/", endpoint.trim_end_matches('/'));
-        Self { config: config.clone(), endpoint, connector, calls, within }
+        Self { config: config.clone(), endpoint, calls, within }
     }
 
     /// The value of a parameter, decrypted.
@@ -96,7 +91,12 @@ impl Parameters {
     async fn ask(&self, name: &str) -> Result<Secret, Failure> {
         let body = serde_json::json!({ "Name": name, "WithDecryption": true }).to_string();
         let request = self.signed(body).await?;
-        let answer = self.connector.call(request).await.map_err(|error| unavailable(&causes(&error)))?;
+        // Calls are rare: no connection waits for the next one.
+        let connector = Connector::builder()
+            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .proxy_config(ProxyConfig::from_env())
+            .build();
+        let answer = connector.call(request).await.map_err(|error| unavailable(&causes(&error)))?;
         understood(answer).await
     }
 

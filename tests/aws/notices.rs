@@ -270,6 +270,8 @@ fn hooks_are_completed_when_it_is_of_use_and_when_it_has_drained() -> Result {
     let completed = |hook: &str| [hook, GROUP, OURSELVES, "CONTINUE"].map(str::to_owned);
     lab.nat().wait_for("the launching hook", || Ok(!site.fleet(|fleet| fleet.completed.is_empty())))?;
     assert_eq!(site.fleet(|fleet| fleet.completed.clone()), [completed("ready")]);
+    // It is told a moment after it was done.
+    egret.process.wait_for_log("lifecycle action completed")?;
     let log = egret.process.log();
     assert!(log.find(" ready") < log.find("lifecycle action completed"), "{log}");
     wait_answer(&lab)?;
@@ -284,8 +286,8 @@ fn hooks_are_completed_when_it_is_of_use_and_when_it_has_drained() -> Result {
     drop(open);
     lab.nat().wait_for("the terminating hook", || Ok(site.fleet(|fleet| fleet.completed.len()) == 2))?;
     assert_eq!(site.fleet(|fleet| fleet.completed.clone()), [completed("ready"), completed("drained")]);
+    assert!(egret.stop(DEADLINE)?.success());
     let log = egret.process.log();
     assert!(log.find("forwarding has drained") < log.rfind("lifecycle action completed"), "{log}");
-    assert!(egret.stop(DEADLINE)?.success());
     Ok(())
 }
