@@ -419,15 +419,20 @@ fn peer_key_is_looked_for_where_it_is_configured() -> Result {
     let lab = Lab::new(Options::default())?;
     let _web = Web::start(lab.internet(), 80)?;
     let stubs = Stubs::start(lab.nat())?;
-    for (key, severity, said) in [
-        (Some(KEY), "ok", "read from the parameter /egret/peer-key"),
-        (Some("secret"), "error", "what /egret/peer-key holds is no key"),
-        (None, "error", "does not allow ssm:GetParameter on arn:aws:ssm:eu-west-1:*:parameter/egret/peer-key"),
+    for (key, what, severity, said) in [
+        (Some(KEY), "peer key", "ok", "read from the parameter /egret/peer-key"),
+        (Some("secret"), "peer key", "error", "what /egret/peer-key holds is no key"),
+        (
+            None,
+            "permission",
+            "error",
+            "does not allow ssm:GetParameter on arn:aws:ssm:eu-west-1:*:parameter/egret/peer-key",
+        ),
     ] {
         let (_, findings) = stubs.examine_with(lab.nat(), TOML, |world| world.key = key)?;
-        let found = findings.iter().find(|finding| finding["what"] == "peer key").unwrap();
-        assert_eq!(found["severity"], severity, "{found}");
-        assert!(found["detail"].as_str().unwrap().contains(said), "{found}");
+        let says = |finding: &&Value| finding["detail"].as_str().is_some_and(|detail| detail.contains(said));
+        let found = findings.iter().find(says).unwrap();
+        assert_eq!((&found["what"], &found["severity"]), (&what.into(), &severity.into()), "{found}");
         assert!(findings.iter().any(|finding| finding["detail"] == "ec2:DescribeInstances is allowed"));
         assert!(!format!("{findings:?}").contains(KEY), "{findings:#?}");
     }
