@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::with_causes;
-use crate::aws::{Backoff, Parameters};
+use crate::aws::{Backoff, Parameters, Secret};
 use crate::config::{Failover, KeySource, PeerKey};
 
 /// Reads it once.
@@ -21,14 +21,22 @@ pub(super) async fn read(parameters: &Parameters, source: &KeySource) -> Result<
         KeySource::Parameter(name) => {
             let secret =
                 parameters.get(name).await.map_err(|error| format!("failover.key_parameter: {error}"))?;
-            PeerKey::from_line(secret.as_str().as_bytes()).ok_or_else(|| {
-                format!(
-                    "failover.key_parameter: what {name} holds is no key, which is 64 hexadecimal digits; put one there: \
-                     aws ssm put-parameter --overwrite --type SecureString --name {name} --value \"$(openssl rand -hex 32)\""
-                )
-            })
+            understood(name, &secret)
         }
     }
+}
+
+/// What a parameter holds, if that is a key.
+///
+/// # Errors
+/// It is none, and what to do.
+pub(super) fn understood(name: &str, secret: &Secret) -> Result<PeerKey, String> {
+    PeerKey::from_line(secret.as_str().as_bytes()).ok_or_else(|| {
+        format!(
+            "failover.key_parameter: what {name} holds is no key, which is 64 hexadecimal digits; put one there: \
+             aws ssm put-parameter --overwrite --type SecureString --name {name} --value \"$(openssl rand -hex 32)\""
+        )
+    })
 }
 
 /// Reads it until it is there, however long that takes; `say` is told why it is not.

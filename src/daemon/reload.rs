@@ -24,8 +24,7 @@ impl Running {
     async fn read_again(&mut self) -> Result<(), Vec<String>> {
         tracing::info!(file = %self.sources.file().display(), "reloading the configuration");
         let config = self.sources.load(&self.proc).await;
-        let config =
-            config.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let config = config.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         log_settings(&config);
         log_warnings(&config);
         self.adopt(config).await?;

@@ -8,7 +8,7 @@ use super::super::{aws as tasks, peer_key as keys, with_causes};
 use super::host::Sides;
 use super::{Finding, Remedy, Severity, vpc};
 use crate::aws::survey::{self, Associated, Attempt, Eni, Survey, WITHOUT_DRY_RUN};
-use crate::aws::{self, Calls, Failure, Identity, Imds, Parameters, SdkConfig};
+use crate::aws::{self, Calls, Failure, Identity, Imds, ParameterError, Parameters, SdkConfig};
 use crate::config::{CloudFacts, Config, FailoverPeer, KeySource, PeerAddress, RouteTables, Switch};
 use crate::datapath::Interface;
 use crate::forward::{Followed, Source};
@@ -61,17 +61,22 @@ pub(super) async fn examine(config: &Config, sides: &Sides, running: bool) -> Cl
 /// Whether the key of the fleet is where the configuration has it, if that is a parameter.
 async fn peer_key(config: &Config, sdk: &SdkConfig) -> Option<Finding> {
     const WHAT: &str = "peer key";
-    let source = &config.failover.as_ref()?.key;
-    let KeySource::Parameter(name) = source else { return None };
+    let KeySource::Parameter(name) = &config.failover.as_ref()?.key else { return None };
+    let mend = || Remedy::words("put the key into the parameter, once for all instances (docs/failover.md)");
     let parameters = Parameters::new(sdk, Calls::default(), CALL_TIME);
-    Some(match keys::read(&parameters, source).await {
-        Ok(_) => Finding::ok(WHAT, format!("read from the parameter {name}")),
-        Err(reason) => {
-            let remedy = Remedy::words(
-                "put the key into the parameter once, and let the role read it (docs/failover.md, docs/iam-policy.json)",
-            );
-            Finding::error(WHAT, reason, remedy)
+    let secret = match parameters.get(name).await {
+        Ok(secret) => secret,
+        Err(error @ ParameterError::Unauthorized { .. }) => {
+            let remedy = Remedy::words(format!(
+                "allow ssm:GetParameter on the parameter {name} to the instance's role (docs/iam-policy.json)"
+            ));
+            return Some(Finding::error("permission", error.to_string(), remedy));
         }
+        Err(error) => return Some(Finding::error(WHAT, error.to_string(), mend())),
+    };
+    Some(match keys::understood(name, &secret) {
+        Ok(_) => Finding::ok(WHAT, format!("read from the parameter {name}")),
+        Err(reason) => Finding::error(WHAT, reason, mend()),
     })
 }
 
