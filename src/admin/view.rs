@@ -98,6 +98,17 @@ pub struct Description {
     pub nat_gateway_price_per_gb: f64,
 }
 
+/// How the daemon is now.
+///
+/// # Errors
+/// The packet worker has stopped.
+pub async fn standing<S: Source>(
+    source: S,
+    description: watch::Receiver<Description>,
+) -> Result<Status, Stopped> {
+    View::new(source, description).status().await
+}
+
 /// Both together.
 pub(super) struct View<S> {
     pub(super) source: S,

@@ -49,6 +49,9 @@ enum Command {
         /// The file.
         #[arg(default_value = DEFAULT_PATH)]
         file: PathBuf,
+        /// Print nothing but what is wrong or doubtful.
+        #[arg(long)]
+        quiet: bool,
     },
     /// Show how the daemon is.
     ///
@@ -132,7 +135,7 @@ impl Cli {
         match self.command {
             Command::Run(run) if run.foresee => foresee(run),
             Command::Run(run) => Ok(execute_run(run)),
-            Command::CheckConfig { file } => execute_check(&file),
+            Command::CheckConfig { file, quiet } => execute_check(&file, quiet),
             Command::Status(ask) => status::execute(&ask),
             Command::Sessions(arguments) => sessions::execute(arguments),
             Command::Drain(arguments) => drain::execute(&arguments),
@@ -187,11 +190,14 @@ fn foresee(run: Run) -> anyhow::Result<ExitCode> {
     Ok(if foreseen.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn execute_check(file: &Path) -> anyhow::Result<ExitCode> {
+fn execute_check(file: &Path, quiet: bool) -> anyhow::Result<ExitCode> {
     match config::load(file) {
         Ok(config) => {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
+            }
+            if quiet {
+                return Ok(ExitCode::SUCCESS);
             }
             print(|out| {
                 match &config.file {

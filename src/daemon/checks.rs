@@ -34,9 +34,13 @@ pub(super) fn capabilities(proc: &Proc) -> Result<Vec<Refusal>, ProcError> {
     if !has(CAP_NET_RAW) {
         missing.push(Refusal::Capability("CAP_NET_RAW"));
     }
-    // Before it was split up, CAP_SYS_ADMIN held what CAP_BPF does.
+    // Before it was split up, CAP_SYS_ADMIN held what CAP_BPF and CAP_PERFMON do.
     if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
         missing.push(Refusal::Capability("CAP_BPF"));
+    }
+    // Without it, the kernel does not let programs compute with addresses of packets.
+    if !has(CAP_PERFMON) && !has(CAP_SYS_ADMIN) {
+        missing.push(Refusal::Capability("CAP_PERFMON"));
     }
     Ok(missing)
 }
@@ -92,6 +96,7 @@ const STRICT: u8 = 1;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
 #[cfg(test)]
@@ -129,9 +134,11 @@ mod tests {
             std::fs::write(root.join("self/status"), format!("Name:\tegret\nCapEff:\t{mask:016x}\n")).unwrap();
             capabilities(&Proc::at(&root)).unwrap()
         };
-        let all = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"].map(Refusal::Capability);
+        let all = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"].map(Refusal::Capability);
         assert_eq!(missing(0), all);
         assert_eq!(missing(1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN), [Refusal::Capability("CAP_NET_RAW")]);
-        assert_eq!(missing(1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW | 1 << CAP_BPF), []);
+        let network = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW;
+        assert_eq!(missing(network | 1 << CAP_BPF), [Refusal::Capability("CAP_PERFMON")]);
+        assert_eq!(missing(network | 1 << CAP_BPF | 1 << CAP_PERFMON), []);
     }
 }

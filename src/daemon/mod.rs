@@ -19,6 +19,7 @@ mod gateways;
 #[cfg(feature = "aws")]
 mod instance;
 mod logging;
+mod manager;
 mod outlook;
 mod passed;
 mod proc;
@@ -39,7 +40,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::admin::{self, Description, FleetReport, NoticeReport};
 use crate::config::{self, Config, HostFacts, Problems, ResolveError, Resolved};
@@ -55,6 +56,7 @@ use forwarding::Forwarding;
 pub use gateways::Error as FailoverError;
 use gateways::{Gateways, Prepared};
 pub use logging::{LogFormat, init_logging};
+use manager::Manager;
 use outlook::Outlook;
 use passed::Passed;
 use proc::Proc;
@@ -118,6 +120,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(supervise(options, passed));
     runtime.shutdown_timeout(STOP_TIME);
+    if let Err(error) = &result {
+        manager::failed(&with_causes(error));
+    }
     result
 }
 
@@ -189,6 +194,7 @@ struct Running {
     services: Control,
     session_log: Arc<SessionLog>,
     settings: HostSettings,
+    manager: Manager,
     socket: admin::Socket,
     _namespace: File,
 }
@@ -208,14 +214,8 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
         () = ends.recv() => return Ok(()),
     };
     let (mut running, Listeners { socket: listener, http }, worker) = started;
-    let description = running.description.subscribe();
-    let source = Source {
-        worker: running.handle.clone(),
-        forwarding: running.forwarding.clone(),
-        services: running.services.clone(),
-        session_log: Arc::clone(&running.session_log),
-        gateways: running.gateways.clone(),
-    };
+    let (source, description) = (running.source(), running.description.subscribe());
+    running.manager.attend(running.handle.clone(), source.clone(), description.clone());
     let mut servers = JoinSet::new();
     if let Some(http) = http {
         let limits = admin::HttpLimits::default();
@@ -223,6 +223,7 @@ async fn supervise(options: &Options, passed: Passed) -> Result<(), Error> {
     }
     servers.spawn(admin::serve(listener, source, description, admin::Limits::default()));
     let result = follow(&mut running, &mut ends, &mut hang_up).await;
+    running.manager.stopping();
     running.leave(ends.recv()).await;
     servers.abort_all();
     let patience = match running.description.borrow().chosen.kind {
@@ -330,7 +331,7 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
     tokio::pin!(stopped);
     let mut cloud = running.cloud.watch();
     let mut outlook = running.outlook.watch();
-    let mut readiness = Readiness::default();
+    let (began, mut readiness) = (Instant::now(), Readiness::default());
     let mut ticks = interval(TICK_UNTIL_READY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -341,8 +342,11 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
             Ok(()) = outlook.changed() => running.follow_outlook().await,
             () = &mut stopped => return Err(Error::WorkerEnded),
             _ = ticks.tick() => {
-                let ready = watch_readiness(&handle, &mut readiness).await;
+                let ready = watch_readiness(&handle, began, &mut readiness).await;
                 running.gateways.set_ready(ready);
+                if ready {
+                    running.manager.ready();
+                }
                 if ready && running.is_in_place() {
                     running.outlook.in_service();
                 }
@@ -353,6 +357,17 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
 }
 
 impl Running {
+    /// Where answers about it come from.
+    fn source(&self) -> Source {
+        Source {
+            worker: self.handle.clone(),
+            forwarding: self.forwarding.clone(),
+            services: self.services.clone(),
+            session_log: Arc::clone(&self.session_log),
+            gateways: self.gateways.clone(),
+        }
+    }
+
     /// Whether all that AWS was to do for this instance is done.
     fn is_in_place(&self) -> bool {
         let in_fleet = self.config.failover.is_some();
@@ -361,15 +376,19 @@ impl Running {
 }
 
 /// Gives whether it is ready.
-async fn watch_readiness(handle: &Handle, readiness: &mut Readiness) -> bool {
-    // That the worker has gone is told by `Handle::stopped`.
-    let Ok(snapshot) = handle.snapshot().await else { return false };
-    match readiness.update(snapshot.uptime, &snapshot.not_ready) {
+async fn watch_readiness(handle: &Handle, began: Instant, readiness: &mut Readiness) -> bool {
+    let missing = match timeout(ANSWER_TIME, handle.snapshot()).await {
+        Ok(Ok(snapshot)) => snapshot.not_ready,
+        // That it has gone is told by `Handle::stopped`.
+        Ok(Err(Stopped)) => return false,
+        Err(_) => vec!["the packet worker does not answer".to_owned()],
+    };
+    match readiness.update(began.elapsed(), &missing) {
         Some(Change::Ready) => tracing::info!("ready"),
-        Some(Change::NotReady) => tracing::warn!(reasons = snapshot.not_ready.join("; "), "not ready"),
+        Some(Change::NotReady) => tracing::warn!(reasons = missing.join("; "), "not ready"),
         None => {}
     }
-    snapshot.not_ready.is_empty()
+    missing.is_empty()
 }
 
 /// Everything up to the first packet. Nothing fails once the worker is there: it has to be stopped.
@@ -468,6 +487,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         services,
         session_log: Arc::new(session_log),
         settings,
+        manager: Manager::default(),
         socket,
         _namespace: namespace,
     };
@@ -522,6 +542,10 @@ fn lines(items: &[impl std::fmt::Display]) -> String {
 /// How often readiness is looked at: each look wakes three threads.
 const TICK: Duration = Duration::from_secs(1);
 const TICK_UNTIL_READY: Duration = Duration::from_millis(250);
+
+/// How long the worker may take to answer: less than a second, unless it is stuck. Peers are then told that this
+/// instance is not well, before the service manager ends it.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 /// How long the worker, and then the runtime, may take to stop.
 const STOP_TIME: Duration = Duration::from_millis(450);

@@ -18,7 +18,7 @@ pub(super) enum Change {
 }
 
 impl Readiness {
-    /// Takes note of what is missing at `now`, counted from the worker's start.
+    /// Takes note of what is missing at `now`, counted from when packets could begin to flow.
     pub(super) fn update(&mut self, now: Duration, missing: &[String]) -> Option<Change> {
         if missing.is_empty() {
             self.complaint = None;

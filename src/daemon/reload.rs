@@ -12,27 +12,24 @@ use crate::nat;
 impl Running {
     /// Reads the file again and applies what can be applied; says what needs a restart.
     pub(super) async fn reload(&mut self) {
+        self.manager.reloading();
+        let outcome = self.read_again().await;
+        for problem in outcome.as_ref().err().into_iter().flatten() {
+            tracing::error!(problem, "configuration not reloaded");
+        }
+        self.manager.reloaded(outcome.as_ref().map_err(|problems| problems.join("; ")).err());
+        self.cloud.refresh();
+    }
+
+    async fn read_again(&mut self) -> Result<(), Vec<String>> {
         let file = self.options.config.clone();
         tracing::info!(file = %file.display(), "reloading the configuration");
-        let config = match config::load(&file) {
-            Ok(config) => config,
-            Err(problems) => {
-                for problem in &problems {
-                    tracing::error!(%problem, "configuration not reloaded");
-                }
-                return;
-            }
-        };
+        let config = config::load(&file)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         log_warnings(&config);
-        match self.adopt(config).await {
-            Ok(()) => tracing::info!("configuration reloaded"),
-            Err(problems) => {
-                for problem in problems {
-                    tracing::error!(problem, "configuration not reloaded");
-                }
-            }
-        }
-        self.cloud.refresh();
+        self.adopt(config).await?;
+        tracing::info!("configuration reloaded");
+        Ok(())
     }
 
     /// Applies what the cloud has told since it was last looked at.

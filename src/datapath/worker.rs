@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -43,13 +44,14 @@ pub fn spawn(config: Config, engine_config: nat::Config, balancer: Box<dyn Balan
     );
     let (commands, inbox) = mpsc::channel();
     let (alive, stopped) = watch::channel(());
-    let handle = Handle { commands, wake: Arc::clone(&wake), stopped };
+    let turns = Arc::<AtomicU64>::default();
+    let handle = Handle { commands, wake: Arc::clone(&wake), stopped, turns: Arc::clone(&turns) };
     let thread = std::thread::Builder::new()
         .name("egret-packets".to_owned())
         .spawn(move || {
             // Dropped however the thread ends, which resolves `stopped`.
             let _alive = alive;
-            core.run(&inbox, &wake);
+            core.run(&inbox, &wake, &turns);
         })
         .map_err(Error::Thread)?;
     Ok(Worker { handle, chosen, thread: Some(thread) })
@@ -106,6 +108,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
     stopped: watch::Receiver<()>,
+    turns: Arc<AtomicU64>,
 }
 
 impl Handle {
@@ -163,7 +166,14 @@ impl Handle {
         let _ = self.stopped.clone().changed().await;
     }
 
-    /// Has the balancer look what it was sent.
+    /// How often the worker has taken in what there was, and done what was due: the beat by which it is known to be
+    /// well. It turns at least once a second, and whenever it is woken.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Has the worker turn, and its balancer look what it was sent.
     pub fn wake(&self) {
         // Fails only when the counter is full, and then the worker is awake.
         let _ = self.wake.write(1);
@@ -258,7 +268,7 @@ impl Core {
         Ok(Self { started, config, engine, ports, xdp, chosen, events, topology })
     }
 
-    fn run(self, inbox: &mpsc::Receiver<Command>, wake: &EventFd) {
+    fn run(self, inbox: &mpsc::Receiver<Command>, wake: &EventFd, turns: &AtomicU64) {
         let mut datapath = AfPacket::new(self.ports);
         datapath.forwarding.set_internal(&self.engine.config().internal);
         let mut state = State {
@@ -281,7 +291,7 @@ impl Core {
         };
         state.take_topology(self.topology);
         state.refresh = Refresh { wanted: false, neighbours: true, not_before: Instant::ORIGIN };
-        state.run(inbox, wake);
+        state.run(inbox, wake, turns);
     }
 }
 
@@ -340,9 +350,11 @@ struct State {
 }
 
 impl State {
-    fn run(&mut self, inbox: &mpsc::Receiver<Command>, wake: &EventFd) {
+    fn run(&mut self, inbox: &mpsc::Receiver<Command>, wake: &EventFd, turns: &AtomicU64) {
         let mut more = false;
-        loop {
+        for turn in 1.. {
+            // Nobody else writes it.
+            turns.store(turn, Ordering::Relaxed);
             let (woken, changed) = self.wait(wake, more);
             self.now =
                 Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX));
