@@ -6,10 +6,12 @@ DEMO_PACKAGES := gcc libc6-dev clang linux-libc-dev iproute2 procps ethtool nfta
 TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump python3 python3-scapy \
 	python3-venv redis-server redis-tools haproxy postgresql postgresql-client prometheus chromium
 BENCH_PACKAGES := $(TEST_PACKAGES) libnginx-mod-stream
+DIST_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev python3 dpkg-dev
 IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring fdisk e2fsprogs \
-	dosfstools mtools grub-common $(if $(filter amd64,$(shell dpkg --print-architecture)),grub-pc-bin \
-	grub-efi-amd64-bin,grub-efi-arm64-bin)
-IMAGE_TEST_PACKAGES := qemu-system-x86 qemu-utils ovmf iproute2 procps dnsmasq-base curl iputils-ping nmap python3
+	dosfstools mtools grub-common \
+	$(if $(filter amd64,$(shell dpkg --print-architecture)),grub-pc-bin grub-efi-amd64-bin,grub-efi-arm64-bin)
+IMAGE_TEST_PACKAGES := qemu-system-x86 qemu-utils ovmf iproute2 procps dnsmasq-base curl iputils-ping nmap python3 \
+	python3-venv
 
 # Namespaces need root, building does not: without root, only what was built runs under sudo.
 ifneq ($(shell id -u),0)
@@ -24,7 +26,7 @@ LEAN := --release --no-default-features
 MOTO := target/moto/bin/moto_server
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-clean test simulate moto check bench bench-cloud fuzz image test-image clean
+.PHONY: help demo demo-failover demo-clean test simulate moto check bench bench-cloud fuzz dist image test-image clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -78,62 +80,19 @@ fuzz: ## fuzz parsing and packet sequences (FUZZ_SECONDS=60 each)
 	@tests/lab/packages.sh gcc g++ libc6-dev
 	fuzz/run $(FUZZ_SECONDS)
 
+dist: ## make a release in target/dist/packages: a tarball and a .deb (DIST_FLAGS=--no-default-features leaves AWS out)
+	@tests/lab/packages.sh $(DIST_PACKAGES)
+	deploy/dist $(DIST_FLAGS)
+
 image: ## build a disk image that boots on EC2 (needs root)
 	@tests/lab/packages.sh $(IMAGE_PACKAGES)
 	cargo build --release --bin egret
 	@$(SUDO) ami/build target/release/egret target/image
 
-test-image: ## boot what `make image` built as EC2 does, in QEMU, and try what it is for (15 minutes)
+test-image: ## boot what `make image` built as EC2 does, in QEMU, and try what it is for (10 minutes)
 	@tests/lab/packages.sh $(IMAGE_TEST_PACKAGES)
-	@$(SUDO) ami/test/run target/image
-
-clean: ## remove what `make demo KEEP=1` left
-	@cargo build --quiet $(LEAN) --example demo
-	@$(SUDO) target/release/examples/demo --clean
-
-test: ## all tests: units, properties, simulator, and real programs in namespaces
-	@tests/lab/packages.sh $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory moto
-	cargo test --release
-	@echo 'the NAT once more, with every session in a fast path from its first packet on'
-	EGRET_OFFLOAD_AFTER=1 cargo test --release --test rfc --test engine --test properties
-
-simulate: ## try to break a fleet of instances in 10,000 ways, in simulated time (for every night)
-	EGRET_SEEDS=10000 cargo test $(LEAN) --test failover
-
-moto: $(MOTO) ## install moto, an EC2 for tests, from PyPI
-$(MOTO):
-	@echo 'installing moto'
-	@rm -rf target/moto && python3 -m venv target/moto
-	@target/moto/bin/pip install --quiet --disable-pip-version-check 'moto[ec2,server]==5.*'
-
-check: ## formatting, lints, documentation, licences and advisories
-	cargo fmt --check
-	cargo clippy --release --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps
-	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; \
-	else echo 'not checked: licences and advisories (cargo install cargo-deny)'; fi
-
-bench: ## measure the engine, and Egret against the kernel's masquerading, HAProxy and nginx
-	@tests/lab/packages.sh $(BENCH_PACKAGES)
-	cargo bench --no-default-features
-
-bench-cloud: ## measure packets while EC2's API fails in all kinds of ways (builds the AWS SDK: minutes)
-	@tests/lab/packages.sh $(BENCH_PACKAGES)
-	cargo bench --bench cloud
-
-fuzz: ## fuzz parsing and packet sequences (FUZZ_SECONDS=60 each)
-	@tests/lab/packages.sh gcc g++ libc6-dev
-	fuzz/run $(FUZZ_SECONDS)
-
-image: ## build a disk image with Egret, for direct kernel boot (needs root)
-	@tests/lab/packages.sh $(IMAGE_PACKAGES)
-	cargo build --release --bin egret
-	@$(SUDO) ami/build target/release/egret target/image
-
-image-test: ## boot what `make image` built in QEMU, and send traffic through it
-	@tests/lab/packages.sh qemu-system-x86 iproute2 procps dnsmasq-base curl iputils-ping python3
-	@$(SUDO) ami/try target/image
+	@$(SUDO) ami/test/run target/image
 
 clean: ## remove what was built, and a kept demo
 	@! ip netns list 2>/dev/null | grep -q '^egret-demo-' || $(MAKE) --no-print-directory demo-clean

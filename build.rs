@@ -35,6 +35,8 @@ fn compile(source: &Path) -> Result<(), String> {
         .args(["-target", endian, "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-c"])
         // Debian keeps <asm/types.h> in the directory of the architecture; elsewhere there is none, and no harm.
         .arg(format!("-I/usr/include/{arch}-linux-gnu"))
+        // The object is part of the program, which is to be the same wherever it is built.
+        .arg(format!("-ffile-prefix-map={}=.", variable("CARGO_MANIFEST_DIR")?))
         .arg(source)
         .arg("-o")
         .arg(&output)

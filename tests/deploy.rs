@@ -116,3 +116,19 @@ fn metrics_that_nobody_looks_at_are_few() {
         metrics::ALL.iter().map(|metric| metric.name).filter(|name| !looked_at.contains(*name)).collect();
     assert!(unseen.len() * 2 < metrics::ALL.len(), "{unseen:?}");
 }
+
+#[test]
+fn the_services_exposure_is_at_most_two() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/egret.service");
+    let output =
+        Command::new("systemd-analyze").args(["security", "--offline=yes", "--no-pager"]).arg(unit).output();
+    let Ok(output) = output else {
+        eprintln!("not looked at: there is no systemd-analyze here");
+        return;
+    };
+    let said = String::from_utf8(output.stdout).unwrap();
+    let last = said.lines().last().unwrap_or_default();
+    let exposure =
+        last.split_once("egret.service: ").and_then(|(_, rest)| rest.split(' ').next()?.parse::<f64>().ok());
+    assert!(exposure.is_some_and(|exposure| exposure <= 2.0), "{said}");
+}

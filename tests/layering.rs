@@ -79,6 +79,9 @@ const UNSAFE: &[&str] = &["datapath::sys", "datapath::xdp"];
 const CONFINED: &[(&str, &[&str])] = &[
     ("anyhow", &["cli", "main"]),
     ("clap", &["cli", "main"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("sd_notify", &["daemon"]),
     ("aws_config", &["aws"]),
     ("aws_sdk_autoscaling", &["aws"]),
     ("aws_sdk_ec2", &["aws"]),

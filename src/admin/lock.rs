@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -120,6 +120,8 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     std::fs::set_permissions(path, Permissions::from_mode(MODE))?;
     // Whoever is of that group may look; see the server for who may change something.
     if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP)
+        // The service is of that group itself, and need not be allowed to give files away.
+        && std::fs::metadata(path)?.gid() != group.gid.as_raw()
         && let Err(error) = std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
     {
         tracing::warn!(%error, group = GROUP, "control socket cannot be given to its group");

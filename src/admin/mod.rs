@@ -25,4 +25,4 @@ pub use protocol::{
     TalkerReport, TalkersOf, TalkersReport, TargetReport, TlsReport, TrafficReport,
 };
 pub use server::{Limits, serve};
-pub use view::{Description, Source, standing};
+pub use view::{Description, Source, VERSION, standing};

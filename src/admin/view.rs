@@ -109,6 +109,12 @@ pub async fn standing<S: Source>(
     View::new(source, description).status().await
 }
 
+/// The version of this program: what its release says (`EGRET_VERSION` when it was built), or else its package.
+pub const VERSION: &str = match option_env!("EGRET_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 /// Both together.
 pub(super) struct View<S> {
     pub(super) source: S,
@@ -342,7 +348,7 @@ fn status(snapshot: Snapshot, description: Description) -> Status {
     } = description;
     let counters = &snapshot.counters;
     Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: VERSION.to_owned(),
         uptime_seconds: snapshot.uptime.as_secs(),
         ready: snapshot.not_ready.is_empty(),
         degraded: Vec::new(),

@@ -7,6 +7,7 @@
 mod doctor;
 mod drain;
 mod fleet;
+mod generate;
 mod handover;
 mod log_level;
 mod peer_key;
@@ -22,13 +23,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::admin::client;
+use crate::admin::{VERSION, client};
 use crate::config::{self, DEFAULT_PATH, DEFAULT_SOCKET};
 use crate::daemon::{self, LogFormat};
 
 /// A user-space NAT instance for a VPC.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, arg_required_else_help = true)]
+#[command(version = VERSION, max_term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -87,6 +88,9 @@ enum Command {
     ///
     /// Exit code: 0, or 1 if the file is there already or cannot be written.
     PeerKey(peer_key::Arguments),
+    /// Write manual pages and shell completions into a directory, for packages.
+    #[command(hide = true)]
+    Generate(generate::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -144,6 +148,7 @@ impl Cli {
             Command::Handover(arguments) => handover::execute(arguments),
             Command::Doctor(arguments) => doctor::execute(arguments),
             Command::PeerKey(arguments) => peer_key::execute(&arguments),
+            Command::Generate(arguments) => generate::execute(&arguments),
         }
     }
 }

@@ -79,18 +79,22 @@ async fn beat(
     mut beside: watch::Receiver<Option<String>>,
     period: Duration,
 ) {
-    let (mut pulse, mut shown) = (Pulse::default(), String::new());
+    let (mut pulse, mut is_stuck, mut shown) = (Pulse::default(), false, String::new());
     let mut beats = interval(period);
+    // The worker has only just begun.
+    beats.reset();
+    beside.mark_changed();
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = beats.tick() => {
-                if pulse.is_felt(worker.turns()) {
+                let was_stuck = std::mem::replace(&mut is_stuck, !pulse.is_felt(worker.turns()));
+                if !is_stuck {
                     // As long as it turns, neither a start that waits for packets to flow nor a stop that waits for
                     // connections to end is cut off.
                     let more = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
                     tell(&[NotifyState::Watchdog, NotifyState::ExtendTimeoutUsec(more)]);
-                } else {
+                } else if !was_stuck {
                     tracing::error!("the packet worker does not turn: the service manager is not told that it lives");
                 }
                 // However short the period is: it is to turn before the next look.

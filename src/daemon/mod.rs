@@ -441,7 +441,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
         tracing::warn!(reason, "xdp cannot be used, taking packet sockets (af_packet) instead");
     }
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = admin::VERSION,
         datapath = chosen.kind.label(),
         external_interface = datapath.external.name,
         internal_interface = datapath.internal.name,

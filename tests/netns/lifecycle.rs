@@ -8,7 +8,7 @@ use super::no_leaks;
 use crate::lab::{Arms, DEADLINE, Datapath, Egret, Host, INTERNET, Iperf, Lab, Options, Result, Web, wait_for};
 
 /// What a NAT instance may change on its host, as it is now.
-fn settings(host: &Host) -> Result<String> {
+pub(super) fn settings(host: &Host) -> Result<String> {
     host.shell(
         "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_local_port_range \
          /proc/sys/net/ipv4/ip_local_reserved_ports; grep . /proc/sys/net/ipv4/conf/*/*; \
@@ -18,7 +18,7 @@ fn settings(host: &Host) -> Result<String> {
     )
 }
 
-fn fetch(host: &Host) -> Result<bool> {
+pub(super) fn fetch(host: &Host) -> Result<bool> {
     Ok(host.try_run(&format!("curl -sS --max-time 1 http://{INTERNET}/whoami"))?.status.success())
 }
 

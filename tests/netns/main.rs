@@ -10,6 +10,7 @@ mod suite;
 // What the daemon does above the packets is the same for every datapath, and shown with this one alone.
 mod api;
 mod doctor;
+mod manager;
 mod observation;
 mod pressure;
 mod services;

@@ -16,6 +16,7 @@ mod own_traffic;
 #[path = "../support/pki.rs"]
 mod pki;
 mod programs;
+mod sandbox;
 mod talkers;
 mod wire;
 

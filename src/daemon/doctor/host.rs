@@ -96,7 +96,7 @@ impl Here<'_> {
     fn capabilities(&self, missing: &[Refusal]) -> Finding {
         const WHAT: &str = "capabilities";
         if missing.is_empty() {
-            return Finding::ok(WHAT, "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF");
+            return Finding::ok(WHAT, "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON");
         }
         let names: Vec<&str> = missing
             .iter()
