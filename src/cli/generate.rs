@@ -19,6 +19,7 @@ pub(super) fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         clap_complete::generate_to(shell, &mut command, "egret", &arguments.directory)?;
     }
-    clap_mangen::generate_to(command, &arguments.directory)?;
+    // `egret help` needs no page for each of its arguments.
+    clap_mangen::generate_to(command.disable_help_subcommand(true), &arguments.directory)?;
     Ok(ExitCode::SUCCESS)
 }
