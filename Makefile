@@ -7,7 +7,11 @@ TEST_PACKAGES := $(DEMO_PACKAGES) iputils-tracepath coturn nmap socat tcpdump py
 	python3-venv redis-server redis-tools haproxy postgresql postgresql-client prometheus chromium
 BENCH_PACKAGES := $(TEST_PACKAGES) libnginx-mod-stream
 DIST_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev python3 dpkg-dev
-IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring e2fsprogs
+IMAGE_PACKAGES := gcc libc6-dev binutils clang linux-libc-dev debootstrap debian-archive-keyring fdisk e2fsprogs \
+	dosfstools mtools grub-common \
+	$(if $(filter amd64,$(shell dpkg --print-architecture)),grub-pc-bin grub-efi-amd64-bin,grub-efi-arm64-bin)
+IMAGE_TEST_PACKAGES := qemu-system-x86 qemu-utils ovmf iproute2 procps dnsmasq-base curl iputils-ping nmap python3 \
+	python3-venv
 
 # Namespaces need root, building does not: without root, only what was built runs under sudo.
 ifneq ($(shell id -u),0)
@@ -25,7 +29,7 @@ MOTO := target/moto/bin/moto_server
 HCL := target/hcl/node_modules/@cdktf/hcl-tools/main.wasm.gz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-failover demo-clean test simulate moto hcl check bench bench-cloud fuzz dist image image-test clean
+.PHONY: help demo demo-failover demo-clean test simulate moto hcl check bench bench-cloud fuzz dist image test-image clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -92,14 +96,15 @@ dist: ## make a release in target/dist/packages: a tarball and a .deb (DIST_FLAG
 	@tests/lab/packages.sh $(DIST_PACKAGES)
 	deploy/dist $(DIST_FLAGS)
 
-image: ## build a disk image with Egret, for direct kernel boot (needs root)
+image: ## build a disk image that boots on EC2 (needs root)
 	@tests/lab/packages.sh $(IMAGE_PACKAGES)
 	cargo build --release --bin egret
 	@$(SUDO) ami/build target/release/egret target/image
 
-image-test: ## boot what `make image` built in QEMU, and send traffic through it
-	@tests/lab/packages.sh qemu-system-x86 iproute2 procps dnsmasq-base curl iputils-ping python3
-	@$(SUDO) ami/try target/image
+test-image: ## boot what `make image` built as EC2 does, in QEMU, and try what it is for (10 minutes)
+	@tests/lab/packages.sh $(IMAGE_TEST_PACKAGES)
+	@$(MAKE) --no-print-directory moto
+	@$(SUDO) ami/test/run target/image
 
 clean: ## remove what was built, and a kept demo
 	@! ip netns list 2>/dev/null | grep -q '^egret-demo-' || $(MAKE) --no-print-directory demo-clean
