@@ -80,7 +80,12 @@ impl Egret {
     /// # Errors
     /// If it does not answer.
     pub fn status(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.try_status()?.success()?.stdout)?)
+        let output = self.try_status()?;
+        match serde_json::from_str(&output.stdout) {
+            // One that is not ready says so by its exit code, and all the rest as ever.
+            Ok(status) if output.status.code() == Some(1) => Ok(status),
+            _ => Ok(serde_json::from_str(&output.success()?.stdout)?),
+        }
     }
 
     /// Runs `egret status`, whatever comes of it.
