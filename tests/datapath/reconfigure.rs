@@ -76,7 +76,8 @@ fn thousands_come_home_in_steps_before_the_changes_are_made_in_their_order() {
         tokio::join!(handle.reconfigure(first, Vec::new()), handle.reconfigure(second, Vec::new()))
     });
     let turns = handle.turns() - turns;
-    assert!(turns >= 8, "all came home at once, in {turns} turns");
+    // The first step is of the turn that waits already.
+    assert!(turns >= 7, "all came home at once, in {turns} turns");
     assert_eq!((first.expect("the worker runs"), second.expect("the worker runs")), (Ok(()), Ok(())));
     let after = snapshot(&handle);
     assert_eq!(after.not_ready, Vec::<String>::new(), "the second is in force");
