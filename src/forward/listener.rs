@@ -23,7 +23,7 @@ use super::group::{Claim, TargetGroup};
 use super::latency::Latency;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
-use super::relay::{Ended, Relayed, Side};
+use super::relay::{Ended, Relayed, Side, acknowledge_at_once};
 use super::service::HalfOpen;
 use super::sources::{SourceReport, Sources};
 use super::tls::{self, Certificates, Client, shake_hands};
@@ -383,6 +383,7 @@ impl Shared {
         if let Some(header) = header {
             // It fits the empty buffer; if the target is gone already, the relay finds out.
             let _ = to_target.write_all(&header).await;
+            acknowledge_at_once(&to_target);
         }
         let relayed = client.relay(to_target, &self.common.pipes, config.idle_timeout, claim.is_cut()).await;
         self.counted.add(relayed);
@@ -589,7 +590,7 @@ fn keepalive(interval: Duration) -> TcpKeepalive {
 }
 
 /// Connects. What is to be sent first then acknowledges the target's SYN as well: a packet less, and the target is woken
-/// once instead of twice.
+/// once instead of twice. From then on, see [`acknowledge_at_once`].
 async fn connect_to(target: SocketAddr, speaks_first: bool) -> io::Result<TcpStream> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if speaks_first {

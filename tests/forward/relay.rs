@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::segments_in;
+
 const LONG: Duration = Duration::from_hours(1);
 
 /// Both ends of a connection on loopback.
@@ -62,6 +64,23 @@ fn bytes(length: usize, seed: u32) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     (0..length).map(|_| next()).collect()
+}
+
+#[tokio::test]
+async fn last_words_and_the_end_come_in_one_segment() {
+    let ((mut client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+    target.write_all(b"bye").await.unwrap();
+    target.shutdown().await.unwrap();
+    // The relay is told of both at once.
+    to_target.readable().await.unwrap();
+    let relay = tokio::spawn(async move {
+        relay(from_client, to_target, &Pipes::default(), LONG, pending()).await;
+    });
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).await.unwrap();
+    assert_eq!((heard.as_slice(), segments_in(&client)), (&b"bye"[..], 2), "a SYN and data");
+    drop(client);
+    relay.await.unwrap();
 }
 
 #[tokio::test]
