@@ -1,29 +1,31 @@
 //! Failover, brought together: [`crate::failover::Fleet`] decides, the link carries what it says to peers, the executor
 //! makes its calls at EC2. Owns the order in which one hears of the other, and nothing that could be decided.
 
+mod memory;
+mod report;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use self::memory::{Kept, Memory};
 use super::aws::{CALL_TIMEOUT, Seen};
 use super::egress;
 use super::gateways::{Order, Prepared, Ready, Standing};
 use super::peer_key;
-use super::whereabouts::{Addresses, Answer, Whereabouts};
+use super::whereabouts::{Answer, Whereabouts};
 use super::with_causes;
-use crate::admin::{FleetReport, GatewayReport, PeerReport};
+use crate::admin::{FleetReport, GatewayReport};
 use crate::aws::{self, Calls, Ec2, Executor, Failure, Identity, NotDone, Parameters, Place, Tables};
 use crate::config::{self, Aws, FailoverPeer, KeySource, PeerKey, RouteTables};
 use crate::failover::{
-    Action, Call, CallError, CallId, Config, Done, Event, Fleet, Gateway, Health, Held, Hello, Host, Life,
-    Observation, Role, Timing, Why,
+    Action, Call, CallError, CallId, Config, Done, Event, Fleet, Gateway, Health, Held, Hello, Life,
+    Observation, Role, Timing,
 };
 use crate::peer::{self, Link};
 use crate::time;
@@ -120,17 +122,7 @@ struct Tender {
     complaint: Option<String>,
     /// Secondary private addresses that were seen to.
     places: usize,
-    memory: Option<PathBuf>,
-    remembered: Memory,
-}
-
-/// What is kept over a restart.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Memory {
-    /// How peers introduced themselves.
-    known: Vec<Hello>,
-    /// Where those were that are found by a tag.
-    found: Addresses,
+    memory: Memory,
 }
 
 /// Something that was done beside.
@@ -163,7 +155,6 @@ impl Tender {
         let mut probing = JoinSet::new();
         let (told, egress) = watch::channel(None);
         probing.spawn(egress::watch(addresses, told));
-        let memory = std::env::var_os("STATE_DIRECTORY").map(|directory| Path::new(&directory).join(MEMORY));
         let tender = Self {
             fleet,
             link,
@@ -191,8 +182,7 @@ impl Tender {
             not_handed_over: BTreeMap::new(),
             complaint: None,
             places: 0,
-            memory,
-            remembered: Memory::default(),
+            memory: Memory::new(),
         };
         let sources = Sources { link: events, orders: ends.orders, egress, _probing: probing };
         Ok((tender, sources))
@@ -545,7 +535,7 @@ impl Tender {
             Event::Abandoned { gateway, why } => tracing::warn!(gateway, why = ?why, "not taken over"),
             Event::Active { gateway, why, took } => {
                 self.not_handed_over.remove(gateway);
-                if let Some(times) = self.takeovers.get_mut(came(*why)) {
+                if let Some(times) = self.takeovers.get_mut(report::came(*why)) {
                     *times += 1;
                     self.last_takeover = Some(*took);
                 }
@@ -575,46 +565,20 @@ impl Tender {
     fn publish(&self) {
         let status = self.fleet.status(self.now());
         let links = self.link.report();
+        let not_handed_over = |name: &str| self.not_handed_over.get(name);
         let gateways: Vec<GatewayReport> = status
             .gateways
             .iter()
-            .map(|gateway| GatewayReport {
-                gateway: gateway.gateway.clone(),
-                host: match &gateway.host {
-                    Host::Instance(name) => Some(name.clone()),
-                    Host::Unknown | Host::Nobody | Host::Stranger(_) => None,
-                },
-                role: role(gateway.role).to_owned(),
-                since_seconds: gateway.since_seconds,
-                why: gateway.why.map(|why| why.to_string()),
-                observed_seconds: gateway.observed_seconds,
-                trouble: gateway.trouble.clone(),
-                offered_to: gateway.offered_to.clone(),
-                not_handed_over: self.not_handed_over.get(&gateway.gateway).cloned(),
-            })
+            .map(|gateway| report::gateway(gateway, not_handed_over(&gateway.gateway)))
             .collect();
-        let peers = status.peers.iter().map(|peer| {
-            let link = links.peers.iter().find(|link| link.gateway == peer.peer);
-            PeerReport {
-                peer: peer.peer.clone(),
-                state: life(peer.life).to_owned(),
-                connected: peer.linked,
-                health: peer.health.map(words),
-                leaving: peer.leaving,
-                silent_seconds: peer.silent_seconds,
-                round_trip_seconds: peer.round_trip_seconds,
-                refused: peer.refused.clone(),
-                last_error: self
-                    .whereabouts
-                    .why_lost(&peer.peer)
-                    .map(str::to_owned)
-                    .or_else(|| link.and_then(|link| link.last_error.clone())),
-            }
-        });
-        let peers: Vec<PeerReport> = peers.collect();
+        let last_error = |name: &str| {
+            let link = || links.peers.iter().find(|link| link.gateway == name)?.last_error.clone();
+            self.whereabouts.why_lost(name).map(str::to_owned).or_else(link)
+        };
+        let peers = status.peers.iter().map(|peer| report::peer(peer, last_error(&peer.peer))).collect();
         let home = gateways.iter().find(|gateway| gateway.gateway == self.config.gateway);
         let is_in_place = home.is_some_and(|home| match &home.host {
-            Some(host) => *host != self.config.gateway || home.role == role(Role::Active),
+            Some(host) => *host != self.config.gateway || home.role == report::role(Role::Active),
             None => false,
         });
         let hosts = self.fleet.hosted().any(|(_, role)| role != Role::Fallback);
@@ -624,9 +588,9 @@ impl Tender {
                 && peer.refused.is_none()
                 && peer.health.is_some_and(|health| health.is_well())
         });
-        let report = FleetReport {
+        let told = FleetReport {
             name: status.name,
-            health: words(status.health),
+            health: report::words(status.health),
             leaving: status.leaving,
             takeovers: self.takeovers.iter().map(|(why, times)| ((*why).to_owned(), *times)).collect(),
             last_takeover_seconds: self.last_takeover.map(|took| took.as_secs_f64()),
@@ -634,42 +598,22 @@ impl Tender {
             peers,
         };
         let is_leaving = self.leaving && hosts && takers;
-        self.standing.send_replace(Standing { report: Some(report), is_in_place, is_leaving });
+        self.standing.send_replace(Standing { report: Some(told), is_in_place, is_leaving });
     }
 
-    /// Keeps what peers have told over a restart, if there is a place for it.
     fn remember(&mut self) {
-        let Some(file) = &self.memory else { return };
-        let known: Vec<Hello> = self.fleet.known().cloned().collect();
-        let memory = Memory { known, found: self.whereabouts.found().clone() };
-        if memory == Memory::default() || memory == self.remembered {
-            return;
-        }
-        let written = serde_json::to_vec(&memory).map_err(std::io::Error::from).and_then(|text| {
-            let fresh = file.with_extension("new");
-            std::fs::write(&fresh, text)?;
-            std::fs::rename(fresh, file)
-        });
-        if let Err(error) = written {
-            tracing::warn!(file = %file.display(), %error, "what peers have told is not kept");
-        }
-        self.remembered = memory;
+        let known = self.fleet.known().cloned().collect();
+        self.memory.keep(Kept { known, found: self.whereabouts.found().clone() });
     }
 
     fn recall(&mut self) {
-        let Some(file) = &self.memory else { return };
-        let Ok(text) = std::fs::read(file) else { return };
-        match serde_json::from_slice::<Memory>(&text) {
-            Ok(Memory { known, found }) => {
-                let now = self.now();
-                for hello in known {
-                    self.fleet.remember(now, hello);
-                }
-                self.whereabouts.recall(&self.config, found);
-                self.relink(None);
-            }
-            Err(error) => tracing::warn!(file = %file.display(), %error, "what peers had told is not readable"),
+        let Some(Kept { known, found }) = self.memory.recall() else { return };
+        let now = self.now();
+        for hello in known {
+            self.fleet.remember(now, hello);
         }
+        self.whereabouts.recall(&self.config, found);
+        self.relink(None);
     }
 }
 
@@ -775,59 +719,9 @@ fn what(call: &Call) -> String {
     }
 }
 
-/// As metrics have it.
-const fn came(why: Why) -> &'static str {
-    match why {
-        Why::Found => "found",
-        Why::Free => "free",
-        Why::Silence => "silence",
-        Why::Unwell => "unwell",
-        Why::HandOver(_) => "hand_over",
-    }
-}
-
-const fn role(role: Role) -> &'static str {
-    match role {
-        Role::Standby => "standby",
-        Role::Taking => "taking",
-        Role::Active => "active",
-        Role::Fallback => "fallback",
-    }
-}
-
-const fn life(life: Life) -> &'static str {
-    match life {
-        Life::Alive => "alive",
-        Life::Suspect => "suspect",
-        Life::Dead => "dead",
-    }
-}
-
-fn words(health: Health) -> String {
-    let mut unwell = Vec::new();
-    if !health.worker {
-        unwell.push("the packet worker does not answer");
-    } else if !health.datapath {
-        unwell.push("packets would not flow");
-    }
-    if health.egress == Some(false) {
-        unwell.push("the internet is not reached");
-    }
-    if health.aws == Some(false) {
-        unwell.push("EC2's API does not answer");
-    }
-    match (unwell.is_empty(), health.egress) {
-        (true, None) => "not known yet".to_owned(),
-        (true, Some(_)) => "well".to_owned(),
-        (false, _) => unwell.join(", "),
-    }
-}
-
 /// How often health is told to the fleet, and the fleet's state to others.
 const TICK: Duration = Duration::from_millis(500);
 /// A worker that has not been heard for so long is not there.
 const STALE: Duration = Duration::from_secs(3);
 /// How often route tables are looked for by their tags.
 const TABLES_EVERY: Duration = Duration::from_mins(10);
-/// In the state directory.
-const MEMORY: &str = "peers.json";
