@@ -1,12 +1,13 @@
 //! Egret's proxy beside HAProxy and nginx: `cargo bench --no-default-features --bench forward`, with `quick` as an
-//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `nat`, `memory`.
+//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `nat`,
+//! `memory`, `nat-xdp`.
 //!
 //! Each proxy is on a host of its own, one veth link away from the host that has both clients and backend. A proxy, and
 //! what its host's kernel does for it, is on one processor; all the rest is on the other. They are used in turns.
 //! Nothing is asserted. It needs root.
 //!
-//! In `nat` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`, as client and targets
-//! are one host.
+//! In `nat` and `nat-xdp` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`, as
+//! client and targets are one host.
 
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
@@ -26,10 +27,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use figures::Figures;
-use lab::Result;
+use lab::{Datapath, Result};
 use proxies::{Kind, Proxy, Site, Work};
-
-const DATAPATH: lab::Datapath = lab::Datapath::AfPacket;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -80,11 +79,8 @@ fn compare(plan: &Plan) -> Result {
     println!("  medians (least - most)\n");
     println!("{:34} {:>24} {:>24} {:>24} {:>6} {:>7}", "", "Egret", "HAProxy", "nginx", "ratio", "target");
 
-    let site = Site::new()?;
-    let mut proxies = Vec::new();
-    for kind in Kind::ALL {
-        proxies.push(site.start(kind)?);
-    }
+    let site = Site::new(Datapath::AfPacket)?;
+    let proxies = site.start_all()?;
     let using = |kind: &'static str, connections| {
         let (site, window) = (&site, plan.window);
         move |proxy: &Proxy| site.load(proxy, kind, connections, window)
@@ -113,14 +109,7 @@ fn compare(plan: &Plan) -> Result {
     }
     if plan.wants("nat") {
         println!();
-        for (kind, name) in [
-            ("nat-bulk", "by nat: bulk, connections: 8, Gbit/s"),
-            ("nat", "by nat: new connections, thousands/s"),
-        ] {
-            let (connections, scale) = if kind == "nat" { (AT_ONCE, 1e3) } else { (8, 1e9 / 8.0) };
-            let [rate] = take_turns(plan, &proxies, using(kind, connections), |work| [work.done.rate / scale])?;
-            rate.print(name, Better::More);
-        }
+        by_nat(plan, &site, &proxies, "nat")?;
     }
     drop(proxies);
     if plan.wants("memory") {
@@ -133,6 +122,35 @@ fn compare(plan: &Plan) -> Result {
         }
         memory.print(&format!("memory of an idle connection of {IDLE}, bytes"), Better::Less);
     }
+    drop(site);
+    if plan.wants("nat-xdp") {
+        println!(
+            "\nEgret translates by xdp, and for this its link cuts super-frames; those of the others do not"
+        );
+        let site = Site::new(Datapath::Xdp)?;
+        by_nat(plan, &site, &site.start_all()?, "nat (xdp)")?;
+    }
+    Ok(())
+}
+
+/// Egret as no proxy, beside the others who are.
+fn by_nat(plan: &Plan, site: &Site, proxies: &[Proxy], name: &str) -> Result {
+    let window = plan.window;
+    let [rate] = take_turns(
+        plan,
+        proxies,
+        |proxy| site.load(proxy, "nat-bulk", 8, window),
+        |work| [work.done.rate * 8.0 / 1e9],
+    )?;
+    rate.print(&format!("by {name}: bulk, connections: 8, Gbit/s"), Better::More);
+    let [rate, tail] = take_turns(
+        plan,
+        proxies,
+        |proxy| site.load(proxy, "nat", AT_ONCE, window),
+        |work| [work.done.rate / 1e3, work.done.tail],
+    )?;
+    rate.print(&format!("by {name}: new connections, thousands/s"), Better::More);
+    tail.print("  p99, us", Better::Less);
     Ok(())
 }
 

@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::lab::{Egret, Failure, Gateway, Host, Lab, NAT, Options, Process, Result, Transport};
+use super::lab::{Datapath, Egret, Failure, Gateway, Host, Lab, NAT, Options, Process, Result, Transport};
 use super::load::client::{Done, HOLDING};
 use super::load::{backend, command};
-use super::{DATAPATH, process};
+use super::process;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -51,9 +51,8 @@ pub struct Work {
 }
 
 impl Site {
-    pub fn new() -> Result<Self> {
-        let options =
-            Options { datapath: DATAPATH, gateway: Gateway::Routed, quiet: true, ..Options::default() };
+    pub fn new(datapath: Datapath) -> Result<Self> {
+        let options = Options { datapath, gateway: Gateway::Routed, quiet: true, ..Options::default() };
         let lab = Lab::new(options)?;
         let router = lab.router();
         for number in 1..=TARGETS {
@@ -69,6 +68,11 @@ impl Site {
         let backend = on(OTHERS_PROCESSOR, router, &command(&["answer"])?)?;
         router.wait_listening(Transport::Tcp, backend::PORT)?;
         Ok(Self { lab, _backend: backend })
+    }
+
+    /// Starts all kinds, see [`Self::start`].
+    pub fn start_all(&self) -> Result<Vec<Proxy>> {
+        Kind::ALL.into_iter().map(|kind| self.start(kind)).collect()
     }
 
     /// Starts a proxy on the processor that is kept for them.

@@ -23,7 +23,7 @@ use super::group::{Claim, TargetGroup};
 use super::latency::Latency;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
-use super::relay::{Ended, Relayed, Side, acknowledge_at_once};
+use super::relay::{Carried, Ended, Relayed, Side, acknowledge_at_once};
 use super::service::HalfOpen;
 use super::sources::{SourceReport, Sources};
 use super::tls::{self, Certificates, Client, shake_hands};
@@ -179,8 +179,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Counted {
-    bytes_to_target: AtomicU64,
-    bytes_to_client: AtomicU64,
+    carried: Carried,
     closed: AtomicU64,
     reset_by_client: AtomicU64,
     reset_by_target: AtomicU64,
@@ -385,8 +384,10 @@ impl Shared {
             let _ = to_target.write_all(&header).await;
             acknowledge_at_once(&to_target);
         }
-        let relayed = client.relay(to_target, &self.common.pipes, config.idle_timeout, claim.is_cut()).await;
-        self.counted.add(relayed);
+        let relayed = client
+            .relay(to_target, &self.common.pipes, &self.counted.carried, config.idle_timeout, claim.is_cut())
+            .await;
+        self.counted.add(relayed.ended);
         if config.access_log {
             tracing::info!(
                 listener = config.name,
@@ -437,10 +438,8 @@ impl Shared {
 }
 
 impl Counted {
-    fn add(&self, relayed: Relayed) {
-        self.bytes_to_target.fetch_add(relayed.bytes_to_target, Ordering::Relaxed);
-        self.bytes_to_client.fetch_add(relayed.bytes_to_client, Ordering::Relaxed);
-        let how = match relayed.ended {
+    fn add(&self, ended: Ended) {
+        let how = match ended {
             Ended::Closed => &self.closed,
             Ended::Reset(Side::Client) => &self.reset_by_client,
             Ended::Reset(Side::Target) => &self.reset_by_target,
@@ -453,8 +452,8 @@ impl Counted {
     fn now(&self) -> Counters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counters {
-            bytes_to_target: of(&self.bytes_to_target),
-            bytes_to_client: of(&self.bytes_to_client),
+            bytes_to_target: of(&self.carried.to_target),
+            bytes_to_client: of(&self.carried.to_client),
             closed: of(&self.closed),
             reset_by_client: of(&self.reset_by_client),
             reset_by_target: of(&self.reset_by_target),

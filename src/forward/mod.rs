@@ -31,7 +31,7 @@ pub use latency::Latency;
 pub use listener::{Config, Counters, Error, Listener, Mode, Report, bind};
 pub use pipe::Pipes;
 pub use probe::{Check, HttpQuestion, Question};
-pub use relay::{Ended, Relayed, Side, relay};
+pub use relay::{Carried, Ended, Relayed, Side, relay};
 pub use resolver::Resolver;
 pub use service::{Errand, HalfOpen, Refused, Service};
 pub use sources::SourceReport;

@@ -36,6 +36,13 @@ pub struct Relayed {
     pub ended: Ended,
 }
 
+/// Bytes that relays have carried, counted as they go.
+#[derive(Debug, Default)]
+pub struct Carried {
+    pub to_target: AtomicU64,
+    pub to_client: AtomicU64,
+}
+
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -64,19 +71,20 @@ impl Ended {
 }
 
 /// Relays between the two until both are done, one is reset, nothing has come for `idle`, or `cut` is done. Both are
-/// closed afterwards.
+/// closed afterwards. `carried` counts what goes by this relay, too.
 pub async fn relay(
     client: TcpStream,
     target: TcpStream,
     pipes: &Pipes,
+    carried: &Carried,
     idle: Duration,
     cut: impl Future<Output = ()>,
 ) -> Relayed {
     // Also of a relay that is dropped.
     let mut unfinished = Unfinished { streams: [&client, &target], finished: false };
     let activity = Activity::new();
-    let mut to_target = Way::new(&client, &target, Side::Client);
-    let mut to_client = Way::new(&target, &client, Side::Target);
+    let mut to_target = Way::new(&client, &target, Side::Client, &carried.to_target);
+    let mut to_client = Way::new(&target, &client, Side::Target, &carried.to_client);
     let ended = tokio::select! {
         // What has come is passed on before anything else is looked at.
         biased;
@@ -165,13 +173,25 @@ struct Way<'a> {
     destination: &'a TcpStream,
     from: Side,
     bytes: u64,
+    /// With those of other relays.
+    all_bytes: &'a AtomicU64,
     /// What the source says first may be acknowledged late.
     is_late: bool,
 }
 
 impl<'a> Way<'a> {
-    const fn new(source: &'a TcpStream, destination: &'a TcpStream, from: Side) -> Self {
-        Self { source, destination, from, bytes: 0, is_late: matches!(from, Side::Target) }
+    const fn new(
+        source: &'a TcpStream,
+        destination: &'a TcpStream,
+        from: Side,
+        all_bytes: &'a AtomicU64,
+    ) -> Self {
+        Self { source, destination, from, bytes: 0, all_bytes, is_late: matches!(from, Side::Target) }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.all_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Carries all that the source has to say.
@@ -209,7 +229,7 @@ impl<'a> Way<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 passed => passed.map_err(|_| Ended::Reset(self.to()))?,
             };
-            self.bytes += passed as u64;
+            self.count(passed);
             Ok((Some(came.len()), came[passed..].to_vec()))
         })?;
         if self.is_late && !is_last {
@@ -265,7 +285,7 @@ impl<'a> Way<'a> {
         let reset = Ended::Reset(self.to());
         match taken {
             Ok(taken) => {
-                self.bytes += taken as u64;
+                self.count(taken);
                 Ok(taken)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {

@@ -148,7 +148,7 @@ metrics! {
         "How connections ended; cut is a reset by Egret",
         "load balancer TCP_Client_Reset_Count, TCP_Target_Reset_Count, TCP_ELB_Reset_Count, ClientTLSNegotiationErrorCount";
     FORWARD_BYTES = "egret_forward_bytes_total", Counter, "bytes", ["listener", "direction"],
-        "Data of connections that have ended, to_target and to_client", "load balancer ProcessedBytes";
+        "Data, to_target and to_client; in mode nat of connections that have ended", "load balancer ProcessedBytes";
     ACCEPT_PAUSES = "egret_forward_accept_pauses_total", Counter, "times", ["listener"],
         "How often accepting had to wait, since the host was short of descriptors or memory", "";
     FAIL_OPEN = "egret_forward_fail_open", Gauge, "boolean", ["listener"],

@@ -75,6 +75,18 @@ async fn target_that_answers_in_small_pieces_is_not_held_up() {
 }
 
 #[tokio::test]
+async fn bytes_are_counted_while_a_connection_goes_on() {
+    let target = Target::start("one");
+    let (listener, address) = start(config(&[target.address]));
+    wait_healthy(&listener, &[target.address]).await;
+    let (_, mut stream) = call(address).await.unwrap();
+    assert!(works(&mut stream).await);
+    let counters = listener.report().counters;
+    // It was greeted with eight, and has an echo of five.
+    assert_eq!((counters.bytes_to_target, counters.bytes_to_client, counters.closed), (5, 13, 0));
+}
+
+#[tokio::test]
 async fn target_that_dies_gets_no_connections_until_it_is_well_again() {
     let (one, other) = (Target::start("one"), Target::start("other"));
     let dead = other.address;

@@ -4,7 +4,7 @@ use std::future::pending;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use egret::forward::{Ended, Pipes, Relayed, Side, relay};
+use egret::forward::{Carried, Ended, Pipes, Relayed, Side, relay};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,7 +38,7 @@ async fn relaying(idle: Duration) -> Relaying {
     let (cut, is_cut) = oneshot::channel();
     let relay = tokio::spawn(async move {
         let pipes = Pipes::default();
-        relay(from_client, to_target, &pipes, idle, async {
+        relay(from_client, to_target, &pipes, &Carried::default(), idle, async {
             let _ = is_cut.await;
         })
         .await
@@ -74,7 +74,7 @@ async fn last_words_and_the_end_come_in_one_segment() {
     // The relay is told of both at once.
     to_target.readable().await.unwrap();
     let relay = tokio::spawn(async move {
-        relay(from_client, to_target, &Pipes::default(), LONG, pending()).await;
+        relay(from_client, to_target, &Pipes::default(), &Carried::default(), LONG, pending()).await;
     });
     let mut heard = Vec::new();
     client.read_to_end(&mut heard).await.unwrap();
@@ -221,7 +221,7 @@ async fn both_are_reset_after_the_idle_time_and_not_before() {
     let ((client, from_client), (to_target, target)) = (connection().await, connection().await);
     let (pipes, start) = (Pipes::default(), Instant::now());
     let idle = Duration::from_millis(300);
-    let relayed = relay(from_client, to_target, &pipes, idle, pending()).await;
+    let relayed = relay(from_client, to_target, &pipes, &Carried::default(), idle, pending()).await;
     assert_eq!(relayed.ended, Ended::Idle);
     assert!(start.elapsed() >= idle);
     assert_reset(client).await;

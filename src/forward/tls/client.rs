@@ -20,7 +20,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use crate::forward::pipe::Pipes;
-use crate::forward::relay::{self, Activity, Ended, Relayed, Side};
+use crate::forward::relay::{self, Activity, Carried, Ended, Relayed, Side};
 
 /// A connection that may be relayed.
 #[derive(Debug)]
@@ -85,13 +85,14 @@ impl Client {
         self,
         target: TcpStream,
         pipes: &Pipes,
+        carried: &Carried,
         idle: Duration,
         cut: impl Future<Output = ()>,
     ) -> Relayed {
         match self {
-            Self::Plain(client) => relay::relay(client, target, pipes, idle, cut).await,
+            Self::Plain(client) => relay::relay(client, target, pipes, carried, idle, cut).await,
             // In a box, too.
-            Self::Tls(client) => Box::pin(relay_tls(*client, target, idle, cut)).await,
+            Self::Tls(client) => Box::pin(relay_tls(*client, target, carried, idle, cut)).await,
         }
     }
 }
@@ -101,13 +102,15 @@ impl Client {
 async fn relay_tls(
     client: TlsStream<Shared>,
     target: TcpStream,
+    carried: &Carried,
     idle: Duration,
     cut: impl Future<Output = ()>,
 ) -> Relayed {
     let (client_socket, target) = (client.get_ref().0.clone(), Shared(Arc::new(target)));
     let (from_client, into_client) = split(client);
     let activity = Activity::new();
-    let [to_target, to_client] = [Way::new(Side::Client), Way::new(Side::Target)];
+    let to_target = Way::new(Side::Client, &carried.to_target);
+    let to_client = Way::new(Side::Target, &carried.to_client);
     let both = async {
         tokio::try_join!(
             to_target.carry(from_client, target.clone(), &activity, &to_client.ended),
@@ -119,17 +122,19 @@ async fn relay_tls(
 }
 
 /// One direction.
-struct Way {
+struct Way<'a> {
     /// Where it begins.
     from: Side,
     bytes: AtomicU64,
+    /// With those of other relays.
+    all_bytes: &'a AtomicU64,
     /// All was said.
     ended: AtomicBool,
 }
 
-impl Way {
-    const fn new(from: Side) -> Self {
-        Self { from, bytes: AtomicU64::new(0), ended: AtomicBool::new(false) }
+impl<'a> Way<'a> {
+    const fn new(from: Side, all_bytes: &'a AtomicU64) -> Self {
+        Self { from, bytes: AtomicU64::new(0), all_bytes, ended: AtomicBool::new(false) }
     }
 
     fn bytes(&self) -> u64 {
@@ -161,7 +166,9 @@ impl Way {
             activity.note();
             destination.write_all(&data).await.map_err(|_| Ended::Reset(to))?;
             destination.flush().await.map_err(|_| Ended::Reset(to))?;
-            self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            for count in [&self.bytes, self.all_bytes] {
+                count.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
             activity.note();
         }
         self.ended.store(true, Ordering::Relaxed);
