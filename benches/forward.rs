@@ -30,6 +30,9 @@ use figures::Figures;
 use lab::{Datapath, Result};
 use proxies::{Kind, Proxy, Site, Work};
 
+/// But for `nat-xdp`.
+const DATAPATH: Datapath = Datapath::AfPacket;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = load::requested(&arguments).unwrap_or_else(|| compare(&Plan::new(&arguments)));
@@ -79,7 +82,7 @@ fn compare(plan: &Plan) -> Result {
     println!("  medians (least - most)\n");
     println!("{:34} {:>24} {:>24} {:>24} {:>6} {:>7}", "", "Egret", "HAProxy", "nginx", "ratio", "target");
 
-    let site = Site::new(Datapath::AfPacket)?;
+    let site = Site::new(DATAPATH)?;
     let proxies = site.start_all()?;
     let using = |kind: &'static str, connections| {
         let (site, window) = (&site, plan.window);

@@ -315,11 +315,12 @@ pub fn parse_with(path: &Path, bytes: &[u8], settings: &Settings) -> Result<Conf
                 return Ok(config);
             }
             Err(Problems(problems)) if settings.has_tags() => {
-                left_out.extend(settings.leave_out(problems));
+                let is_right = |settings: &Settings| understand(path, bytes, settings).is_ok();
+                left_out.extend(settings.leave_out(problems, is_right));
             }
             Err(Problems(mut problems)) => {
                 // Without a tag the rest may be wrong only because the tag was.
-                problems.extend(left_out);
+                problems.extend(left_out.into_iter().filter(Problem::is_of_tag));
                 return Err(Problems(problems));
             }
         }

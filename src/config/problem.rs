@@ -44,6 +44,12 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    pub(super) const fn is_of_tag(&self) -> bool {
+        matches!(self.origin, Origin::Tag(_))
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.origin)?;

@@ -54,10 +54,11 @@ impl Settings {
         for (name, text) in environment {
             let (Some(name), text) = (name.to_str(), text.to_string_lossy()) else { continue };
             let Some(key) = name.strip_prefix(VARIABLE_PREFIX).filter(|_| name != LOG) else { continue };
-            // Names are in upper case; any other is no key's.
+            // Names are in upper case and keys in lower case; any other name is no key's.
             let is_upper = !key.bytes().any(|byte| byte.is_ascii_lowercase());
-            let key = if is_upper { key.to_ascii_lowercase() } else { key.to_owned() };
-            variables.extend(Setting::new(Origin::Variable(name.into()), key.replace("__", "."), &text));
+            let path = key.replace("__", ".");
+            let path = if is_upper { path.to_ascii_lowercase() } else { path.to_ascii_uppercase() };
+            variables.extend(Setting::new(Origin::Variable(name.into()), path, &text));
         }
         variables.sort_by(|a, b| a.path.cmp(&b.path));
         Self { variables, tags: Vec::new() }
@@ -78,21 +79,36 @@ impl Settings {
         !self.tags.is_empty()
     }
 
-    /// Forgets the tags that are to blame for something, or all of them if none is by itself. Gives what is to be told.
-    pub(super) fn leave_out(&mut self, problems: Vec<Problem>) -> Vec<Problem> {
-        let is_tag = |origin: &Origin| matches!(origin, Origin::Tag(_));
-        let (mut told, others): (Vec<_>, Vec<_>) =
-            problems.into_iter().partition(|problem| is_tag(&problem.origin));
-        let end = if told.is_empty() {
-            self.tags.clear();
-            told = others;
-            "; all tags are left out"
-        } else {
+    /// Forgets the tags that are to blame for something, or if none is by itself, the one without which all is right, or
+    /// else all of them. Gives what is to be told.
+    pub(super) fn leave_out(
+        &mut self,
+        problems: Vec<Problem>,
+        is_right: impl Fn(&Self) -> bool,
+    ) -> Vec<Problem> {
+        let (mut told, others): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_of_tag);
+        let end = if !told.is_empty() {
             self.tags.retain(|tag| told.iter().all(|problem| problem.origin != tag.origin));
-            "; the tag is left out"
+            "; the tag is left out".to_owned()
+        } else {
+            told = others;
+            let without = |left_out: &Setting| {
+                let tags = self.tags.iter().filter(|tag| *tag != left_out).cloned().collect();
+                Self { tags, ..self.clone() }
+            };
+            match self.tags.iter().find(|tag| is_right(&without(tag))).cloned() {
+                Some(tag) => {
+                    *self = without(&tag);
+                    format!("; {} is left out", tag.origin)
+                }
+                None => {
+                    self.tags.clear();
+                    "; all tags are left out".to_owned()
+                }
+            }
         };
         for problem in &mut told {
-            problem.message.push_str(end);
+            problem.message.push_str(&end);
         }
         told
     }

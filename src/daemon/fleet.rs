@@ -38,8 +38,8 @@ pub(super) async fn run(
     calls: Calls,
 ) {
     let mut key = prepared.key.take();
-    let configured = watch::Sender::new(prepared.config.clone());
-    let (standing, mut latest) = (prepared.ends.standing.clone(), configured.subscribe());
+    let mut meanwhile = Meanwhile { configured: watch::Sender::new(prepared.config.clone()), leaving: false };
+    let (standing, mut latest) = (prepared.ends.standing.clone(), meanwhile.configured.subscribe());
     let gateway = prepared.config.gateway.clone();
     let known = async {
         let identities = identities(&seen).await;
@@ -62,13 +62,13 @@ pub(super) async fn run(
     };
     let (ec2, place, tables, whereabouts, keys) = tokio::select! {
         known = known => known,
-        () = refuse(&mut prepared.ends.orders, &configured) => return,
+        () = meanwhile.refuse(&mut prepared.ends.orders) => return,
     };
-    // The socket is there already.
-    let listen = prepared.config.listen;
-    prepared.config = config::Failover { listen, ..configured.borrow().clone() };
     match Tender::new(prepared, seen, wanted, ec2, (place, tables, whereabouts, keys)) {
-        Ok((tender, ends)) => tender.run(ends).await,
+        Ok((mut tender, ends)) => {
+            tender.catch_up(meanwhile);
+            tender.run(ends).await;
+        }
         Err(error) => tracing::error!(error, "failover does not work"),
     }
 }
@@ -400,16 +400,33 @@ impl Tender {
                 let _ = answer.send(ordered);
             }
             Order::Leave { leaving, heard } => {
-                self.leaving = leaving;
-                self.fleet.handle_leaving(now, leaving);
-                self.follow();
-                self.publish();
+                self.leave(leaving);
                 let _ = heard.send(());
             }
             Order::Configure(config) => {
                 self.reconfigure(config);
                 self.look_for_key();
             }
+        }
+    }
+
+    fn leave(&mut self, leaving: bool) {
+        self.leaving = leaving;
+        self.fleet.handle_leaving(self.now(), leaving);
+        self.follow();
+        self.publish();
+    }
+
+    /// Carries out what was ordered before this was there.
+    fn catch_up(&mut self, meanwhile: Meanwhile) {
+        let Meanwhile { configured, leaving } = meanwhile;
+        let config = configured.borrow().clone();
+        if config != self.config {
+            self.reconfigure(config);
+            self.look_for_key();
+        }
+        if leaving {
+            self.leave(true);
         }
     }
 
@@ -617,15 +634,26 @@ impl Tender {
     }
 }
 
-/// Answers orders while there is nobody to carry them out.
-async fn refuse(orders: &mut mpsc::Receiver<Order>, configured: &watch::Sender<config::Failover>) {
-    while let Some(order) = orders.recv().await {
-        const WHY: &str = "this instance's identity, its route tables or its peer key are not known yet";
-        match order {
-            Order::HandOver { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
-            Order::DeclareDead { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
-            Order::Configure(config) => _ = configured.send_replace(config),
-            Order::Leave { .. } => {}
+/// What was ordered while there was nobody to carry it out.
+struct Meanwhile {
+    configured: watch::Sender<config::Failover>,
+    leaving: bool,
+}
+
+impl Meanwhile {
+    /// Answers orders, or keeps them for later.
+    async fn refuse(&mut self, orders: &mut mpsc::Receiver<Order>) {
+        while let Some(order) = orders.recv().await {
+            const WHY: &str = "this instance's identity, its route tables or its peer key are not known yet";
+            match order {
+                Order::HandOver { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
+                Order::DeclareDead { answer, .. } => _ = answer.send(Err(WHY.to_owned())),
+                Order::Configure(config) => _ = self.configured.send_replace(config),
+                Order::Leave { leaving, heard } => {
+                    self.leaving = leaving;
+                    let _ = heard.send(());
+                }
+            }
         }
     }
 }

@@ -344,6 +344,7 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
     tokio::pin!(stopped);
     let mut cloud = running.cloud.watch();
     let mut outlook = running.outlook.watch();
+    let mut late_tags = Box::pin(sources::tags_at_last(running.config.aws.enabled));
     let (began, mut readiness) = (Instant::now(), Readiness::default());
     let mut ticks = interval(TICK_UNTIL_READY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -351,6 +352,10 @@ async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) ->
         tokio::select! {
             () = ends.recv() => return Ok(()),
             _ = hang_up.recv() => running.reload().await,
+            () = &mut late_tags, if running.sources.lacks_tags() => {
+                running.reload().await;
+                late_tags.set(sources::tags_at_last(running.config.aws.enabled));
+            }
             Ok(()) = cloud.changed() => running.follow_cloud().await,
             Ok(()) = outlook.changed() => running.follow_outlook().await,
             () = &mut stopped => return Err(Error::WorkerEnded),

@@ -49,10 +49,6 @@ impl Running {
         if applied == self.applied {
             return;
         }
-        if self.sources.lacks_tags() {
-            // The metadata service has come to speak.
-            self.reload().await;
-        }
         let before = self.description.borrow().nat.clone();
         if let Err(problems) = self.adopt(self.config.clone()).await {
             self.applied = applied;

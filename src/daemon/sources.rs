@@ -2,11 +2,14 @@
 //! below it.
 //!
 //! Owns when tags are asked for, and what holds without an answer: those that were told before, and at the start none, as
-//! nothing waits for the metadata service for long.
+//! nothing waits for the metadata service for long. Until they have been told once, they are asked for again.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::proc::Proc;
 use super::{facts, with_causes};
@@ -72,9 +75,21 @@ impl Sources {
             Ok(tags) => self.tags = Some(tags),
             Err(error) => {
                 let error = with_causes(&*error);
-                // A metadata service that says nothing at all is warned of where its facts are missed.
-                tracing::info!(error, "instance tags not known, going on without news of them");
+                tracing::warn!(error, "instance tags not known, going on without news of them");
             }
+        }
+    }
+}
+
+/// Ends when the metadata service has tags to tell, which it had not so far; never, if nobody is to be asked.
+pub(super) async fn tags_at_last(aws: Switch) {
+    let mut wait = FIRST_WAIT;
+    loop {
+        sleep(wait).await;
+        match tags(aws).await {
+            Some(Ok(_)) => return,
+            Some(Err(_)) => wait = (wait * 2).min(LONGEST_WAIT),
+            None => std::future::pending().await,
         }
     }
 }
@@ -102,7 +117,6 @@ pub type Unknown = Box<dyn std::error::Error + Send + Sync>;
 #[cfg(feature = "aws")]
 async fn tags(aws: Switch) -> Option<Result<BTreeMap<String, String>, Unknown>> {
     use crate::aws::Imds;
-    use std::time::Duration;
 
     // Of an answer that comes from the host beside.
     const PATIENCE: Duration = Duration::from_secs(2);
@@ -121,3 +135,7 @@ async fn tags(aws: Switch) -> Option<Result<BTreeMap<String, String>, Unknown>> 
 async fn tags(_: Switch) -> Option<Result<BTreeMap<String, String>, Unknown>> {
     None
 }
+
+/// Between two questions for tags that were not told.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);

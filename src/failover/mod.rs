@@ -397,8 +397,11 @@ impl Fleet {
 
     fn judge_life(&mut self, now: Instant) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
-            let life = View { now, me: &self.me, peers: &self.peers }.life(&name);
+            let view = View { now, me: &self.me, peers: &self.peers };
+            let (life, is_heard) = (view.life(&name), view.who_hears(&name).is_some());
             let Some(peer) = self.peers.get_mut(&name) else { continue };
+            // Once somebody hears it, the operator's word of its death is over, not only masked.
+            peer.is_declared_dead &= !is_heard;
             if peer.life != life {
                 let from = std::mem::replace(&mut peer.life, life);
                 peer.dead_since = (life == Life::Dead).then_some(now);

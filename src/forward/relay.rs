@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::libc;
 use socket2::SockRef;
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep_until};
@@ -129,10 +129,10 @@ async fn both<'a>(
     let (client, target) = (to_target.source, to_client.source);
     let (mut to_target, mut to_client) =
         (pin!(to_target.carry(pipes, activity)), pin!(to_client.carry(pipes, activity)));
-    let (first, from, to, other) = tokio::select! {
-        biased;
-        done = to_target.as_mut() => done.map(|()| (Side::Client, client, target, to_client))?,
-        done = to_client.as_mut() => done.map(|()| (Side::Target, target, client, to_target))?,
+    let first = first_done(to_target.as_mut(), to_client.as_mut()).await?;
+    let (from, to, other) = match first {
+        Side::Client => (client, target, to_client),
+        Side::Target => (target, client, to_target),
     };
     // If it is not connected any more, the other way says how that came.
     let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
@@ -140,6 +140,30 @@ async fn both<'a>(
         biased;
         done = other => done,
         () = failure(from) => Err(Ended::Reset(first)),
+    }
+}
+
+/// Waits until one way is done, and gives which side has said all. If a way fails as the side that it leads to has reset
+/// its connection, the other way still passes on what that side has said before: a connection without a relay in between
+/// would have brought it.
+pub(super) async fn first_done(
+    mut to_target: Pin<&mut impl Future<Output = Result<(), Ended>>>,
+    mut to_client: Pin<&mut impl Future<Output = Result<(), Ended>>>,
+) -> Result<Side, Ended> {
+    tokio::select! {
+        biased;
+        done = to_target.as_mut() => {
+            if done == Err(Ended::Reset(Side::Target)) {
+                let _ = to_client.await;
+            }
+            done.map(|()| Side::Client)
+        }
+        done = to_client.as_mut() => {
+            if done == Err(Ended::Reset(Side::Client)) {
+                let _ = to_target.await;
+            }
+            done.map(|()| Side::Target)
+        }
     }
 }
 
@@ -321,12 +345,13 @@ fn read(source: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     came
 }
 
-/// Whether a connection has been told the end of what the other side says; some of it may be unread.
+/// Whether a connection has been told the end of what the other side says, and not by a reset; some of it may be unread.
 async fn end_has_come(stream: &TcpStream) -> bool {
     poll_fn(|context| {
         // Known at once, or not at all.
-        let ready = pin!(stream.ready(Interest::READABLE)).poll(context);
-        Poll::Ready(matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed()))
+        let ready = pin!(stream.ready(Interest::READABLE | Interest::ERROR)).poll(context);
+        let is_end = |ready: Ready| ready.is_read_closed() && !ready.is_error();
+        Poll::Ready(matches!(ready, Poll::Ready(Ok(ready)) if is_end(ready)))
     })
     .await
 }

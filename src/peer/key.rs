@@ -23,7 +23,7 @@ pub enum KeyError {
     Write { path: PathBuf, source: io::Error },
     #[error("{} is not a file", .0.display())]
     NotAFile(PathBuf),
-    #[error("{} can be read or changed by others (mode {mode:04o}); run: chmod 600 {}", path.display(), path.display())]
+    #[error("{} can be read or changed by others (mode {mode:04o}); run: chgrp egret {} && chmod 640 {}", path.display(), path.display(), path.display())]
     Exposed { path: PathBuf, mode: u32 },
     #[error("{} is not a key, which is one line of {} hexadecimal digits; make one with egret peer-key", .0.display(), LENGTH * 2)]
     Malformed(PathBuf),

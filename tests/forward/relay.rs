@@ -84,6 +84,39 @@ async fn last_words_and_the_end_come_in_one_segment() {
 }
 
 #[tokio::test]
+async fn last_words_of_a_side_that_resets_are_passed_on() {
+    let ((mut client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+    client.write_all(b"last words").await.unwrap();
+    reset(client);
+    // The relay is told of both at once.
+    from_client.readable().await.unwrap();
+    let (pipes, carried) = (Pipes::default(), Carried::default());
+    let relayed = relay(from_client, to_target, &pipes, &carried, LONG, pending()).await;
+    assert_eq!((relayed.ended, relayed.bytes_to_target), (Ended::Reset(Side::Client), 10));
+    let mut heard = [0; 10];
+    target.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"last words");
+    assert_reset(target).await;
+}
+
+#[tokio::test]
+async fn answer_that_came_before_a_reset_is_passed_on_though_the_request_cannot_be() {
+    let ((mut client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+    client.write_all(b"a long request").await.unwrap();
+    target.write_all(b"no").await.unwrap();
+    reset(target);
+    from_client.readable().await.unwrap();
+    to_target.readable().await.unwrap();
+    let (pipes, carried) = (Pipes::default(), Carried::default());
+    let relayed = relay(from_client, to_target, &pipes, &carried, LONG, pending()).await;
+    assert_eq!((relayed.ended, relayed.bytes_to_client), (Ended::Reset(Side::Target), 2));
+    let mut heard = [0; 2];
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"no");
+    assert_reset(client).await;
+}
+
+#[tokio::test]
 async fn everything_comes_through_both_ways_at_once() {
     let Relaying { mut client, mut target, relay, cut: _cut } = relaying(LONG).await;
     let (asked, answered) = (bytes(5_000_001, 1), bytes(3_000_003, 2));

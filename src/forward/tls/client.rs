@@ -112,10 +112,12 @@ async fn relay_tls(
     let to_target = Way::new(Side::Client, &carried.to_target);
     let to_client = Way::new(Side::Target, &carried.to_client);
     let both = async {
-        tokio::try_join!(
-            to_target.carry(from_client, target.clone(), &activity, &to_client.ended),
-            to_client.carry(target.clone(), into_client, &activity, &to_target.ended)
-        )
+        let mut out = pin!(to_target.carry(from_client, target.clone(), &activity, &to_client.ended));
+        let mut back = pin!(to_client.carry(target.clone(), into_client, &activity, &to_target.ended));
+        match relay::first_done(out.as_mut(), back.as_mut()).await? {
+            Side::Client => back.await,
+            Side::Target => out.await,
+        }
     };
     let ended = relay::supervise([&client_socket.0, &target.0], both, &activity, idle, cut).await;
     Relayed { bytes_to_target: to_target.bytes(), bytes_to_client: to_client.bytes(), ended }
