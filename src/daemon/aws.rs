@@ -214,22 +214,21 @@ async fn reconcile(
 }
 
 /// Tells the rest of the daemon what is seen, as it changes. Before an Elastic IP is told of, the host has its private
-/// address: EC2 assigns secondary ones without a word to the host.
+/// address: EC2 assigns secondary ones without a word to the host. Others may take it away again, as networkd does when
+/// it is restarted (networkd.conf(5)), so that is looked after.
 async fn tell(external: Interface, mut seen: watch::Receiver<Seen>, known: watch::Sender<Known>) {
     let mut added = BTreeSet::new();
     let mut failed = BTreeMap::new();
     loop {
         let now = seen.borrow_and_update().clone();
         let held: BTreeSet<_> = now.associated().into_iter().map(|(_, private)| private).collect();
-        for private in held {
-            if external.addresses.contains(&private) || added.contains(&private) {
-                continue;
-            }
+        for private in missing(&external, &held) {
             let interface = &external.name;
             match datapath::add_address(&external, private) {
                 Ok(()) => {
                     tracing::info!(interface, %private, "address of an elastic ip added to the interface");
                     added.insert(private);
+                    failed.remove(&private);
                 }
                 Err(error) => {
                     let reason = error.to_string();
@@ -240,10 +239,21 @@ async fn tell(external: Interface, mut seen: watch::Receiver<Seen>, known: watch
             }
         }
         set(&known, now.known(added.clone()));
-        if seen.changed().await.is_err() {
+        if let Ok(Err(_)) = timeout(LOOK, seen.changed()).await {
             return;
         }
     }
+}
+
+/// Of these addresses, those that the host does not have. The interface's first one is DHCP's affair.
+fn missing(external: &Interface, held: &BTreeSet<Ipv4Addr>) -> Vec<Ipv4Addr> {
+    if held.is_empty() {
+        return Vec::new();
+    }
+    let here: BTreeSet<Ipv4Addr> =
+        datapath::interfaces().into_iter().flat_map(|interface| interface.addresses).collect();
+    let missing = held.difference(&here).filter(|private| external.addresses.first() != Some(private));
+    missing.copied().collect()
 }
 
 /// Wakes those who watch only if there is something new.
@@ -406,6 +416,8 @@ const START_TIME: Duration = Duration::from_secs(5);
 
 /// After a first failure; doubled by each further one.
 const RETRY: Duration = Duration::from_millis(250);
+/// How often the host's addresses are looked at.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// How often the identity is looked at, and the longest pause after failures.
 const REFRESH: Duration = Duration::from_mins(1);
