@@ -1,5 +1,5 @@
-//! Files of `KEY=value` lines, in the form that a shell and systemd's `EnvironmentFile=` both read. Nothing is executed
-//! or expanded: what a shell would expand is only recognised.
+//! Files of `KEY=value` lines, as a shell reads them; systemd's `EnvironmentFile=` (systemd.exec(5)) reads most of that
+//! alike. Nothing is executed or expanded: what a shell would expand is only recognised.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read};
@@ -20,6 +20,9 @@ pub(super) struct Assignment {
     pub(super) value: String,
     /// Whether a shell would put something else in place of a part of the value.
     pub(super) is_expanded: bool,
+    /// Whether systemd reads it otherwise: it knows no `export`, no comment beside a value, and quotes only around a
+    /// whole value.
+    pub(super) is_of_shell: bool,
 }
 
 impl Assignments {
@@ -51,45 +54,58 @@ impl Assignments {
 }
 
 fn assignment(line: usize, text: &str) -> Option<Assignment> {
-    let text = text.strip_prefix("export ").unwrap_or(text).trim_start();
+    let exported = text.strip_prefix("export ");
+    let text = exported.unwrap_or(text).trim_start();
     let (key, rest) = text.split_once('=')?;
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     if key.is_empty() || !key.bytes().all(is_name) || key.as_bytes()[0].is_ascii_digit() {
         return None;
     }
-    let (value, is_expanded) = value(rest)?;
-    Some(Assignment { line, key: key.to_owned(), value, is_expanded })
+    let Value { text, is_expanded, is_of_shell } = value(rest)?;
+    let is_of_shell = is_of_shell || exported.is_some();
+    Some(Assignment { line, key: key.to_owned(), value: text, is_expanded, is_of_shell })
 }
 
-/// The value up to a blank outside of quotes, after which nothing but a comment may come; and whether something in it
-/// is expanded. None if a quote is not closed, or more comes.
-fn value(text: &str) -> Option<(String, bool)> {
-    let (mut value, mut is_expanded) = (String::new(), false);
-    let mut quote = None;
+#[derive(Default)]
+struct Value {
+    text: String,
+    is_expanded: bool,
+    is_of_shell: bool,
+}
+
+/// The value up to a blank outside of quotes, after which nothing but a comment may come. None if a quote is not closed,
+/// or more comes.
+fn value(text: &str) -> Option<Value> {
+    let mut value = Value::default();
+    let (mut quote, mut is_bare) = (None, false);
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match (quote, c) {
-            (None, '\'' | '"') => quote = Some(c),
+            (None, '\'' | '"') => {
+                quote = Some(c);
+                value.is_of_shell |= is_bare;
+            }
             (Some(open), _) if open == c => quote = None,
-            (Some('\''), _) => value.push(c),
+            (Some('\''), _) => value.text.push(c),
             (None, ' ' | '\t') => {
                 let rest = chars.as_str().trim_start();
-                return (rest.is_empty() || rest.starts_with('#')).then_some((value, is_expanded));
+                value.is_of_shell |= !rest.is_empty();
+                return (rest.is_empty() || rest.starts_with('#')).then_some(value);
             }
             (None, ';' | '&' | '|' | '<' | '>' | '(' | ')') => return None,
-            (None, '\\') => value.push(chars.next()?),
+            (None, '\\') => value.text.push(chars.next()?),
             (Some(_), '\\') => match chars.next()? {
-                escaped @ ('"' | '\\' | '$' | '`') => value.push(escaped),
-                other => value.extend(['\\', other]),
+                escaped @ ('"' | '\\' | '$' | '`') => value.text.push(escaped),
+                other => value.text.extend(['\\', other]),
             },
-            (_, '$' | '`') => {
-                is_expanded = true;
-                value.push(c);
+            (_, c) => {
+                value.is_expanded |= matches!(c, '$' | '`');
+                value.text.push(c);
             }
-            _ => value.push(c),
         }
+        is_bare |= quote.is_none() && !matches!(c, '\'' | '"');
     }
-    quote.is_none().then_some((value, is_expanded))
+    quote.is_none().then_some(value)
 }
 
 const MAX_BYTES: u64 = 64 << 10;
@@ -126,6 +142,17 @@ mod tests {
     fn what_a_shell_would_expand_is_recognised() {
         for text in ["a=$b", "a=\"${b}\"", "a=`b`", "a=\"`b`\""] {
             assert!(values(text)[0].2, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_systemd_reads_otherwise_is_recognised() {
+        let is_of_shell = |text: &str| Assignments::parse(text).all[0].is_of_shell;
+        for text in ["export a=b", "a=b # c", "a=\"b\" # c", "a=b\"c\""] {
+            assert!(is_of_shell(text), "{text}");
+        }
+        for text in ["a=b", "a=\"b # c\"", "a='b'", "a=b#c", "a=b\\ c", "a=\"b\"'c'd", "a= "] {
+            assert!(!is_of_shell(text), "{text}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::environment::Environment;
 use super::print;
@@ -18,22 +18,31 @@ pub(super) struct Arguments {
     file: PathBuf,
     #[command(flatten)]
     environment: Environment,
-    /// Count the tags of this instance as well, as the metadata service tells them.
-    #[arg(long)]
-    tags: bool,
+    /// Count the tags of this instance as well, as the metadata service tells them: they must be known (`needed`), or
+    /// they count if the service would find them (`found`).
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true,
+          default_missing_value = "needed")]
+    tags: Option<Tags>,
     /// Print nothing but what is wrong or doubtful.
     #[arg(long)]
     quiet: bool,
 }
 
+/// When tags count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tags {
+    Needed,
+    Found,
+}
+
 pub(super) fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut settings = Settings::from_variables(arguments.environment.variables()?);
-    if arguments.tags {
-        let tags = daemon::instance_tags();
-        let failed = |error: daemon::Unknown| anyhow!("tags are not known: {}", daemon::with_causes(&*error));
-        settings = settings.with_tags(&tags.map_err(failed)?);
-    }
-    match config::load(&arguments.file, &settings) {
+    let variables = arguments.environment.variables()?;
+    let loaded = match arguments.tags {
+        None => config::load(&arguments.file, &Settings::from_variables(variables)),
+        Some(tags) => daemon::would_load(&arguments.file, variables, tags == Tags::Needed)
+            .map_err(|error| anyhow!("tags are not known: {}", daemon::with_causes(&*error)))?,
+    };
+    match loaded {
         Ok(config) => {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");

@@ -32,7 +32,8 @@ pub(super) struct Arguments {
 pub(super) fn execute(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { config, environment, socket, connect, output } = arguments;
     let variables = environment.variables()?;
-    let report = examine(&Examination { config, variables, socket, connect })?;
+    let env_file = environment.file().cloned();
+    let report = examine(&Examination { config, variables, env_file, socket, connect })?;
     match output {
         Format::Text => print(|out| write(out, &report))?,
         Format::Json => print_json(&report)?,

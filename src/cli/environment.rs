@@ -16,6 +16,10 @@ pub(super) struct Environment {
 }
 
 impl Environment {
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.env_file.as_ref()
+    }
+
     /// Those of the file stand above those of this process.
     pub(super) fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
         let mut variables: Vec<(OsString, OsString)> = std::env::vars_os().collect();
@@ -27,6 +31,14 @@ impl Environment {
                 bail!("{}:{line}: not of the form NAME=value", file.display());
             }
             for assignment in all {
+                if assignment.is_of_shell {
+                    bail!(
+                        "{}:{}: systemd reads this otherwise than a shell; leave out export, what follows the value, \
+                         and quotes within it",
+                        file.display(),
+                        assignment.line
+                    );
+                }
                 let name = OsString::from(assignment.key);
                 variables.retain(|(other, _)| *other != name);
                 variables.push((name, assignment.value.into()));

@@ -270,8 +270,13 @@ impl<'i> Reader<'i> {
     }
 
     fn text_of<'a>(&mut self, field: &Field<'a>) -> Option<&'a str> {
+        // Outside of a file nobody puts in quotes what can be nothing else.
+        let is_outside = !matches!(self.origin(&field.place).0, Origin::File(_));
         match field.value {
             DeValue::String(text) => Some(text),
+            DeValue::Integer(number) if is_outside && number.radix() == 10 => Some(number.as_str()),
+            DeValue::Float(number) if is_outside => Some(number.as_str()),
+            DeValue::Boolean(value) if is_outside => Some(if *value { "true" } else { "false" }),
             _ => self.mismatch(field, "a string in quotes"),
         }
     }

@@ -87,25 +87,22 @@ impl Settings {
         is_right: impl Fn(&Self) -> bool,
     ) -> Vec<Problem> {
         let (mut told, others): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_of_tag);
-        let end = if !told.is_empty() {
-            self.tags.retain(|tag| told.iter().all(|problem| problem.origin != tag.origin));
-            "; the tag is left out".to_owned()
-        } else {
+        let end = if told.is_empty() {
             told = others;
             let without = |left_out: &Setting| {
                 let tags = self.tags.iter().filter(|tag| *tag != left_out).cloned().collect();
                 Self { tags, ..self.clone() }
             };
-            match self.tags.iter().find(|tag| is_right(&without(tag))).cloned() {
-                Some(tag) => {
-                    *self = without(&tag);
-                    format!("; {} is left out", tag.origin)
-                }
-                None => {
-                    self.tags.clear();
-                    "; all tags are left out".to_owned()
-                }
+            if let Some(tag) = self.tags.iter().find(|tag| is_right(&without(tag))).cloned() {
+                *self = without(&tag);
+                format!("; {} is left out", tag.origin)
+            } else {
+                self.tags.clear();
+                "; all tags are left out".to_owned()
             }
+        } else {
+            self.tags.retain(|tag| told.iter().all(|problem| problem.origin != tag.origin));
+            "; the tag is left out".to_owned()
         };
         for problem in &mut told {
             problem.message.push_str(&end);

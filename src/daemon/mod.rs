@@ -71,7 +71,7 @@ use services::Control;
 use session_log::SessionLog;
 use settings::HostSettings;
 use sources::Sources;
-pub use sources::{Unknown, instance_tags};
+pub use sources::{Unknown, would_load};
 
 /// What the command line says.
 #[derive(Clone, Debug)]

@@ -22,8 +22,10 @@ pub(super) struct Sources {
     variables: Vec<(OsString, OsString)>,
     /// Those that are meant for Egret, as they were told last; unset until they have been.
     tags: Option<BTreeMap<String, String>>,
-    /// Whether tags were asked for in vain the last time.
-    in_vain: bool,
+    /// Why tags were asked for in vain the last time, if they were.
+    in_vain: Option<Unknown>,
+    /// Asks even where AWS is not found by itself.
+    insist: bool,
 }
 
 impl Sources {
@@ -33,7 +35,7 @@ impl Sources {
     }
 
     pub(super) fn with_variables(file: &Path, variables: Vec<(OsString, OsString)>) -> Self {
-        Self { file: file.to_owned(), variables, tags: None, in_vain: false }
+        Self { file: file.to_owned(), variables, tags: None, in_vain: None, insist: false }
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -42,7 +44,7 @@ impl Sources {
 
     /// Whether the tags should be known, and are not.
     pub(super) const fn lacks_tags(&self) -> bool {
-        self.in_vain && self.tags.is_none()
+        self.in_vain.is_some() && self.tags.is_none()
     }
 
     /// Reads all of them again; takes some 2 s at most.
@@ -69,13 +71,15 @@ impl Sources {
     }
 
     async fn ask(&mut self, aws: Switch) {
+        let aws = if self.insist && aws == Switch::Auto { Switch::On } else { aws };
         let Some(told) = tags(aws).await else { return };
-        self.in_vain = told.is_err();
+        self.in_vain = None;
         match told {
             Ok(tags) => self.tags = Some(tags),
             Err(error) => {
-                let error = with_causes(&*error);
-                tracing::warn!(error, "instance tags not known, going on without news of them");
+                let reason = with_causes(&*error);
+                tracing::warn!(error = reason, "instance tags not known, going on without news of them");
+                self.in_vain = Some(error);
             }
         }
     }
@@ -100,14 +104,25 @@ fn misfits(config: &Config, proc: &Proc) -> Vec<ResolveError> {
     facts(proc).map(|host| config::resolve(config, &host).err().unwrap_or_default()).unwrap_or_default()
 }
 
-/// The tags of this instance that are meant for Egret, whatever the configuration says of AWS.
+/// What the service would run with: the file, these variables, and the tags of this instance. `insist` is to ask for
+/// tags even where AWS is not found by itself, and that there is an answer; otherwise they count if they are to be had.
 ///
 /// # Errors
-/// The metadata service does not tell them, or there is no AWS support.
-pub fn instance_tags() -> Result<BTreeMap<String, String>, Unknown> {
+/// Tags are insisted on and not known. Within, everything that is wrong with the configuration.
+pub fn would_load(
+    file: &Path,
+    variables: Vec<(OsString, OsString)>,
+    insist: bool,
+) -> Result<Result<Config, Problems>, Unknown> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told = runtime.block_on(tags(Switch::On));
-    told.unwrap_or_else(|| Err("this egret was built without AWS support".into()))
+    let mut sources = Sources { insist, ..Sources::with_variables(file, variables) };
+    let loaded = runtime.block_on(sources.load(&Proc::at(Path::new("/proc"))));
+    match (&sources.tags, sources.in_vain) {
+        (None, Some(error)) if insist => Err(error),
+        (None, None) if insist && cfg!(feature = "aws") => Err("aws.enabled is false".into()),
+        (None, None) if insist => Err("this egret was built without AWS support".into()),
+        _ => Ok(loaded),
+    }
 }
 
 /// Why tags are not known.

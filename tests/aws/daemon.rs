@@ -210,6 +210,20 @@ fn tags_that_come_late_are_followed() -> Result {
 }
 
 #[test]
+fn tags_that_come_after_the_identity_are_followed() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    tag(&cloud, &[("egret:nat.bypass", "10.9.0.0/16")]);
+    cloud.imds(|imds| imds.answers = false);
+    let mut egret = cloud.spawn(lab.nat(), "")?;
+    // The daemon waits for its identity when it has given up on the tags.
+    egret.process.wait_for_log("instance tags not known")?;
+    cloud.imds(|imds| imds.answers = true);
+    wait_for_status(lab.nat(), &egret, "bypass", &json!(["10.9.0.0/16"]))?;
+    Ok(())
+}
+
+#[test]
 fn the_checks_of_both_interfaces_are_switched_off() -> Result {
     let lab = Lab::new(Options { arms: Arms::Two, ..Options::default() })?;
     let _web = Web::start(lab.internet(), 80)?;
@@ -381,6 +395,11 @@ fn routes_and_elastic_ips_are_had_within_two_seconds() -> Result {
     assert_eq!(status["aws"]["calls"]["ec2:AssociateAddress"], json!({ "done": 2 }));
     let addresses = lab.nat().run("ip -4 address show dev ens5")?;
     assert!(addresses.contains("inet 10.0.0.30/32"), "{addresses}");
+    // As a restart of networkd takes it away.
+    lab.nat().run("ip address del 10.0.0.30/32 dev ens5")?;
+    lab.nat().wait_for("the address to be back", || {
+        Ok(lab.nat().run("ip -4 address show dev ens5")?.contains("inet 10.0.0.30/32"))
+    })?;
     let text = egret.command(&["status"])?.success()?.stdout;
     assert!(text.contains(&format!("0.0.0.0/0 of {TABLE}: active")), "{text}");
     Ok(())

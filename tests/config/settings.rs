@@ -164,7 +164,13 @@ fn every_mistake_names_its_variable() {
         ("EGRET_NAT_PORT_RANGE", "x", "nat_port_range: unknown key; did you mean EGRET_NAT__PORT_RANGE?"),
         ("EGRET_MAPPING", "x", "mapping: unknown key; did you mean EGRET_NAT__MAPPING?"),
         ("EGRET_NAT__UDP", "5m", "nat.udp: unknown key; did you mean EGRET_NAT__TIMEOUTS__UDP?"),
-        ("EGRET_Nat__Mapping", "x", "Nat.Mapping: unknown key; did you mean EGRET_NAT__MAPPING?"),
+        ("EGRET_Nat__Mapping", "x", "NAT.MAPPING: unknown key; did you mean EGRET_NAT__MAPPING?"),
+        ("EGRET_nat__mapping", "x", "NAT.MAPPING: unknown key; did you mean EGRET_NAT__MAPPING?"),
+        (
+            "EGRET_NAT__TIMEOUTS__UDP",
+            "300",
+            "nat.timeouts.udp: \"300\" is not a time (time unit needed, for example 300sec or 300ms); use a time",
+        ),
         ("EGRET_QQQQQQQQ", "x", "variable EGRET_QQQQQQQQ: qqqqqqqq: unknown key"),
         ("EGRET_", "x", "unknown key"),
         ("EGRET___", "x", "unknown key"),
@@ -215,20 +221,41 @@ fn a_tag_that_is_wrong_is_left_out_and_told() {
 }
 
 #[test]
-fn tags_that_make_the_file_wrong_are_all_left_out() {
+fn the_tag_that_makes_the_file_wrong_is_left_out() {
     let file = "[aws]\nroute_table_tags = { a = \"b\" }";
     let settings = Settings::default()
         .with_tags(&tags(&[("egret:aws.route_tables", "rtb-01234567"), ("egret:nat.external_mtu", "1400")]));
     let config = parse(file, &settings).unwrap();
     assert_eq!(config.aws, parse(file, &Settings::default()).unwrap().aws);
-    assert_eq!(config.nat.external_mtu, 1500);
+    assert_eq!(config.nat.external_mtu, 1400);
     assert_eq!(
         warnings(&config),
-        [
-            "egret.toml:2: aws.route_table_tags: cannot stand beside aws.route_tables; use one of them; all tags are \
-          left out"
-        ]
+        ["egret.toml:2: aws.route_table_tags: cannot stand beside aws.route_tables; use one of them; tag \
+          egret:aws.route_tables is left out"]
     );
+}
+
+#[test]
+fn tags_that_are_wrong_in_two_ways_are_both_left_out() {
+    let file = "[aws]\nroute_table_tags = { a = \"b\" }\nelastic_ips = [\"eipalloc-01234567\"]";
+    let settings = Settings::default().with_tags(&tags(&[
+        ("egret:aws.route_tables", "rtb-01234567"),
+        ("egret:aws.elastic_ip_count", "2"),
+        ("egret:nat.external_mtu", "1400"),
+    ]));
+    let config = parse(file, &settings);
+    // That there are too few is blamed on its own tag; then the other is found.
+    let config = config.unwrap();
+    assert_eq!(config.nat.external_mtu, 1400);
+    assert_eq!(warnings(&config).len(), 2, "{:?}", warnings(&config));
+}
+
+#[test]
+fn mistakes_of_the_file_are_told_once_whatever_the_tags() {
+    let settings = Settings::default().with_tags(&tags(&[("egret:nat.external_mtu", "1400")]));
+    for file in ["[nat", "[nat]\nmapping = \"cone\""] {
+        assert_eq!(messages(file, &settings), messages(file, &Settings::default()));
+    }
 }
 
 #[test]
@@ -294,6 +321,12 @@ fn what_is_set_has_its_origin_in_the_output_of_check_config() {
         assert_eq!(code, Some(1));
         assert!(err.contains("built without AWS support"), "{err}");
     }
+    let (code, _, err) = check(&["--quiet", "--tags=found"], &[("EGRET_AWS__ENABLED", "false")]);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "there are none to be had");
+    std::fs::write(&environment, "\nexport EGRET_NAT__MAPPING=x\n").unwrap();
+    let (code, _, err) = check(&["--env-file", &environment], &[]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains(":2: systemd reads this otherwise than a shell"), "{err}");
 }
 
 #[test]

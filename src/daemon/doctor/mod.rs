@@ -26,7 +26,7 @@ use crate::admin::Status;
 use crate::admin::client::{self, Client};
 #[cfg(feature = "aws")]
 use crate::config::HostFacts;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Origin, Problem};
 
 /// What to look at.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Examination {
     pub config: PathBuf,
     /// The environment in which the daemon runs.
     pub variables: Vec<(OsString, OsString)>,
+    /// The file that some of it was read from.
+    pub env_file: Option<PathBuf>,
     /// The daemon's control socket, in place of the file's.
     pub socket: Option<PathBuf>,
     /// Where a connection out is tried to, `host:port` each.
@@ -171,7 +173,11 @@ async fn configuration(
 ) -> Result<Config, Error> {
     const WHAT: &str = "configuration";
     let path = &examination.config;
-    let mend = || Remedy::run(format!("egret check-config {}", path.display()));
+    let mend = |problem: &Problem| {
+        let env_file = examination.env_file.iter().map(|file| format!(" --env-file {}", file.display()));
+        let tags = if matches!(problem.origin, Origin::Tag(_)) { " --tags" } else { "" };
+        Remedy::run(format!("egret check-config{}{tags} {}", env_file.collect::<String>(), path.display()))
+    };
     match Sources::with_variables(path, examination.variables.clone()).load(proc).await {
         Ok(config) => {
             findings.push(match &config.file {
@@ -180,13 +186,14 @@ async fn configuration(
             });
             let doubtful = config.warnings.iter();
             findings.extend(
-                doubtful.map(|problem| Finding::new(Severity::Warning, WHAT, problem.to_string(), mend())),
+                doubtful
+                    .map(|problem| Finding::new(Severity::Warning, WHAT, problem.to_string(), mend(problem))),
             );
             Ok(config)
         }
         Err(problems) => {
             let each = (&problems).into_iter();
-            findings.extend(each.map(|problem| Finding::error(WHAT, problem.to_string(), mend())));
+            findings.extend(each.map(|problem| Finding::error(WHAT, problem.to_string(), mend(problem))));
             Ok(config::parse(path, b"")?)
         }
     }
