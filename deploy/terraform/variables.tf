@@ -178,7 +178,10 @@ variable "tags" {
 
   # EC2 starts no instance of which a tag's key cannot be part of an address of the metadata service.
   validation {
-    condition     = alltrue([for key in keys(var.tags) : can(regex("^[0-9A-Za-z_+=,.@:-]{1,255}$", key))])
-    error_message = "Use letters, digits and _+=,.@:- in the keys of tags."
+    condition = alltrue([
+      for key in keys(var.tags) :
+      can(regex("^[0-9A-Za-z_+=,.@:-]{1,255}$", key)) && !contains([".", "..", "_index"], key)
+    ])
+    error_message = "Use letters, digits and _+=,.@:- in the keys of tags, and not the names ., .. and _index."
   }
 }
