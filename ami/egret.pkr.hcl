@@ -133,7 +133,12 @@ build {
   }
 
   provisioner "shell" {
-    inline = ["mkdir /tmp/egret"]
+    # The first boot installs, too. cloud-init's exit code says as well what it only warns of.
+    inline = [
+      "cloud-init status --wait >/dev/null || true",
+      "sudo systemctl stop apt-daily.timer apt-daily-upgrade.timer apt-daily.service",
+      "mkdir /tmp/egret",
+    ]
   }
   provisioner "file" {
     source      = local.programs[source.name]

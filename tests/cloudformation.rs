@@ -52,7 +52,8 @@ fn one() -> &'static Value {
         "ForwardTargets1": "10.0.1.10:5000,ec2-tag:role=api:5000",
         "ForwardFrom": "203.0.113.0/24",
         "PrivateCidr2": "10.1.0.0/16",
-        "Config": "[nat]\nprofile = \"aws-nat-gateway\"",
+        "Config": "# As a NAT gateway.\n[nat]\nprofile = \"aws-nat-gateway\"",
+        "ManagedPolicyArn": "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore",
     });
     STACK.get_or_init(|| stack(1, parameters))
 }
@@ -62,10 +63,10 @@ fn three() -> &'static Value {
     static STACK: OnceLock<Value> = OnceLock::new();
     let parameters = json!({
         "Name": "gate",
-        "InstanceType": "t4g.small",
         "Spot": "yes",
         "ElasticIp3": "eipalloc-0123456789abcdef0",
         "PeerKeyParameter": "/network/peer-key",
+        "FallbackNatGateway": "nat-0123456789abcdef0",
     });
     STACK.get_or_init(|| stack(3, parameters))
 }
@@ -173,6 +174,41 @@ fn each_zone_is_a_group_of_one_in_its_subnet() {
 }
 
 #[test]
+fn an_update_of_the_stack_replaces_no_instance() {
+    for name in ["Group1", "Group2", "Group3"] {
+        let said = three()["attributes"][name].as_array().unwrap();
+        assert!(
+            said.contains(&json!("Properties")) && !said.contains(&json!("UpdatePolicy")),
+            "{name}: {said:?}"
+        );
+        // For who replaces them, by the names of the groups.
+        let outputs = three()["outputs"].as_array().unwrap();
+        let output = outputs.iter().find(|output| output["OutputKey"] == format!("{name}Name"));
+        let names = three()["groups"].as_array().unwrap().iter().map(|group| &group["AutoScalingGroupName"]);
+        let value = &output.unwrap_or_else(|| panic!("no {name}Name"))["OutputValue"];
+        assert!(names.into_iter().any(|name| name == value), "{value}");
+    }
+    assert_eq!(one()["outputs"].as_array().unwrap().iter().filter(|it| is_of_group(it)).count(), 1);
+}
+
+fn is_of_group(output: &Value) -> bool {
+    text(&output["OutputKey"]).starts_with("Group")
+}
+
+#[test]
+fn instances_of_a_fleet_have_room_for_its_elastic_ips() {
+    let two = stack(2, json!({}));
+    for (stack, zones, expected) in [(one(), 1, "t4g.nano"), (&two, 2, "t4g.small"), (three(), 3, "t4g.small")]
+    {
+        for zone in 1..=zones {
+            assert_eq!(stack["templates"][format!("Template{zone}")]["InstanceType"], expected);
+        }
+    }
+    let failover = table(&two, 1)["failover"].clone();
+    assert!(failover.get("fallback_nat_gateway").is_none(), "{failover}");
+}
+
+#[test]
 fn instances_have_tokens_encryption_and_no_key_pair() {
     for template in one()["templates"]
         .as_object()
@@ -252,6 +288,9 @@ fn the_role_may_do_what_the_documented_policy_says() {
         }])
     );
     assert_eq!(three()["role"]["policies"].as_object().unwrap().len(), 2);
+    let managed = "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore";
+    assert_eq!(one()["resolved"]["Role"]["ManagedPolicyArns"], json!([managed]));
+    assert_eq!(three()["resolved"]["Role"]["ManagedPolicyArns"], Value::Null);
 }
 
 #[test]
@@ -287,6 +326,7 @@ fn each_of_three_zones_has_the_others_as_its_peers() {
         assert_eq!(failover["gateway"].as_str(), Some(name));
         assert_eq!(failover["key_parameter"].as_str(), Some("/network/peer-key"));
         assert_eq!(failover["listen"].as_str(), Some("0.0.0.0:7946"));
+        assert_eq!(failover["fallback_nat_gateway"].as_str(), Some("nat-0123456789abcdef0"));
         let peers = failover["peers"].as_array().unwrap();
         let found: Vec<_> = peers
             .iter()
@@ -373,12 +413,22 @@ fn parameters_that_do_not_fit_are_refused_before_anything_is_made() {
             "PublicSubnet2 and RouteTables2 go together",
         ),
         (2, json!({ "RouteTables2": "" }), "PublicSubnet2 and RouteTables2 go together"),
+        (3, json!({ "PublicSubnet2": "", "RouteTables2": "" }), "a third zone comes after"),
+        (2, json!({ "InstanceType": "t4g.nano" }), "with two zones and more, take t4g.small or a larger type"),
+        (3, json!({ "InstanceType": "t3.micro" }), "with two zones and more, take t4g.small or a larger type"),
         (
-            3,
-            json!({ "PublicSubnet2": "", "RouteTables2": "", "InstanceType": "t4g.small" }),
-            "a third zone comes after",
+            1,
+            json!({ "FallbackNatGateway": "nat-0123456789abcdef0" }),
+            "FallbackNatGateway is for two zones and more",
         ),
-        (3, json!({}), "with three zones, take t4g.small or a larger type"),
+        (
+            1,
+            json!({ "ManagedPolicyArn": "AmazonSSMManagedInstanceCore" }),
+            "ManagedPolicyArn: empty, or the ARN",
+        ),
+        (1, json!({ "Config": "[nat]\n\n [ aws ] # ours\n" }), "Config: empty, or whole sections"),
+        (2, json!({ "Config": "[failover]\nfailback = \"manual\"" }), "Config: empty, or whole sections"),
+        (1, json!({ "Config": "datapath = \"xdp\"\n[nat]" }), "Config: empty, or whole sections"),
         (2, json!({ "PeerKeyParameter": "peer-key" }), "PeerKeyParameter: a parameter's name"),
     ];
     let wanted: Vec<_> = cases.iter().map(|(zones, parameters, _)| (*zones, parameters.clone())).collect();

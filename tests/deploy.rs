@@ -117,6 +117,41 @@ fn metrics_that_nobody_looks_at_are_few() {
     assert!(unseen.len() * 2 < metrics::ALL.len(), "{unseen:?}");
 }
 
+/// The version of a release for what git says of the sources, by the lines of `deploy/dist` that make it.
+fn version(described: &str) -> String {
+    let script = std::fs::read_to_string(deployed("dist")).unwrap();
+    let lines = script.lines().skip_while(|line| !line.starts_with("package="));
+    let lines: Vec<&str> = lines.take_while(|line| !line.starts_with("SOURCE_DATE_EPOCH")).collect();
+    let script = format!("git() {{ echo {described}; }}\n{}\necho \"$version\"", lines.join("\n"));
+    let root = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new("sh").args(["-euc", &script]).current_dir(root).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn versions_are_in_the_order_in_which_they_were_made() {
+    let described = [
+        "v0.1.0",
+        "v0.1.0-5-gabcdef0",
+        "v1.0.0-rc1",
+        "v1.0.0-rc1-3-gabcdef0",
+        "v1.0.0-rc1-3-gabcdef0-dirty",
+        "v1.0.0-rc2",
+        "v1.0.0",
+        "v1.0.0-12-gabcdef0",
+        "v1.0.1",
+    ];
+    let versions = described.map(version);
+    assert_eq!(versions[1..4], ["0.1.0+5.gabcdef0", "1.0.0~rc1", "1.0.0~rc1+3.gabcdef0"]);
+    for pair in versions.windows(2) {
+        let order = ["--compare-versions", &pair[0], "lt", &pair[1]];
+        assert!(Command::new("dpkg").args(order).status().unwrap().success(), "{pair:?}");
+    }
+    assert_eq!(version("v1.0.0-dirty"), "1.0.0+dirty");
+    assert_eq!(version("abcdef0-dirty"), concat!(env!("CARGO_PKG_VERSION"), "+gabcdef0.dirty"));
+}
+
 #[test]
 fn the_services_exposure_is_at_most_two() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/egret.service");

@@ -26,7 +26,9 @@ fn read(path: impl AsRef<Path>) -> String {
 
 fn files_of(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.extension().is_some_and(|extension| extension == "tf")).collect()
+    entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "tf" || extension == "hcl"))
+        .collect()
 }
 
 fn examples() -> Vec<PathBuf> {
@@ -39,7 +41,7 @@ fn parsed() -> &'static BTreeMap<PathBuf, Value> {
     FILES.get_or_init(|| {
         let modules = root().join("target/hcl/node_modules");
         assert!(modules.is_dir(), "no {}: `make test` installs it, or `make hcl`", modules.display());
-        let directories = std::iter::once(module()).chain(examples());
+        let directories = [module(), module().join("tests")].into_iter().chain(examples());
         let output = Command::new("node")
             .arg(root().join("tests/deploy/hcl.js"))
             .arg(modules)
@@ -113,6 +115,48 @@ fn examples_give_the_module_what_it_needs_and_nothing_that_it_does_not_know() {
         let text: String = files_of(directory).iter().map(read).collect();
         assert!(named(&text, "module.egret.").is_subset(&outputs), "{}", directory.display());
     }
+}
+
+#[test]
+fn the_modules_own_tests_give_it_what_it_needs() {
+    let variables = said_in(&module(), "variable");
+    let tests = module().join("tests");
+    let names_of = |block: &Value| names(block["variables"][0].as_object().unwrap_or(&Map::new()));
+    let files = parsed().iter().filter(|(path, _)| path.parent() == Some(&tests));
+    let mut runs = 0;
+    for (path, file) in files {
+        let given = names_of(&file["says"]);
+        let needed = variables.iter().filter(|(_, variable)| variable[0].get("default").is_none());
+        for (name, _) in needed {
+            assert!(given.contains(name), "{}: {name}", path.display());
+        }
+        for (run, block) in file["says"]["run"].as_object().unwrap() {
+            let given: BTreeSet<String> = given.union(&names_of(&block[0])).cloned().collect();
+            assert!(given.is_subset(&names(&variables)), "{run}: {given:?}");
+            runs += 1;
+        }
+    }
+    assert!(runs > 5, "{runs}");
+}
+
+#[test]
+fn a_group_drains_before_its_way_out_is_closed() {
+    let resources = said_in(&module(), "resource");
+    let group = &resources["aws_autoscaling_group"]["this"][0];
+    let kept: BTreeSet<&str> =
+        group["depends_on"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let mut rules = 0;
+    for (kind, blocks) in resources.iter().filter(|(kind, _)| kind.starts_with("aws_vpc_security_group_")) {
+        for name in blocks.as_object().unwrap().keys() {
+            let name = format!("${{{kind}.{name}}}");
+            assert!(kept.contains(name.as_str()), "{name} is not in {kept:?}");
+            rules += 1;
+        }
+    }
+    assert_eq!(rules, 4);
+    let minutes = group["timeouts"][0]["delete"].as_str().unwrap().strip_suffix('m').unwrap();
+    let held = group["initial_lifecycle_hook"].as_array().unwrap()[1]["heartbeat_timeout"].as_u64().unwrap();
+    assert!(minutes.parse::<u64>().unwrap() * 60 >= 2 * held, "{minutes} {held}");
 }
 
 #[test]

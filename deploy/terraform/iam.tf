@@ -44,6 +44,13 @@ resource "aws_iam_role_policy" "egret" {
   })
 }
 
+resource "aws_iam_role_policy_attachment" "managed" {
+  count = length(var.managed_policy_arns)
+
+  role       = aws_iam_role.this.name
+  policy_arn = var.managed_policy_arns[count.index]
+}
+
 resource "aws_iam_role_policy" "peer_key" {
   count = local.is_fleet ? 1 : 0
 

@@ -12,6 +12,8 @@ locals {
   gateways = { for key in local.keys : key => "${var.name}-${key}" }
   is_fleet = length(local.keys) > 1
 
+  instance_type = coalesce(var.instance_type, local.is_fleet ? "t4g.small" : "t4g.nano")
+
   # For each zone the others, those after it first: in this order they take its gateway over.
   heirs = {
     for index, key in local.keys : key => [
@@ -53,7 +55,7 @@ resource "aws_launch_template" "this" {
 
   name_prefix            = "${local.gateways[each.key]}-"
   image_id               = var.image_id
-  instance_type          = var.instance_type
+  instance_type          = local.instance_type
   update_default_version = true
 
   user_data = base64encode(join("\n", [
@@ -63,13 +65,14 @@ resource "aws_launch_template" "this" {
         path     = "/etc/egret/egret.toml"
         encoding = "b64"
         content = base64encode(templatefile("${path.module}/egret.toml.tftpl", {
-          route_tables       = each.value.route_table_ids
-          allocation         = local.allocations[each.key]
-          gateway            = local.gateways[each.key]
-          heirs              = local.heirs[each.key]
-          peer_key_parameter = var.peer_key_parameter
-          forwards           = var.forwards
-          config             = var.config
+          route_tables         = each.value.route_table_ids
+          allocation           = local.allocations[each.key]
+          gateway              = local.gateways[each.key]
+          heirs                = local.heirs[each.key]
+          peer_key_parameter   = var.peer_key_parameter
+          fallback_nat_gateway = var.fallback_nat_gateway
+          forwards             = var.forwards
+          config               = var.config
         }))
       }]
     }),
@@ -130,13 +133,19 @@ resource "aws_launch_template" "this" {
   tags = merge(var.tags, { Name = local.gateways[each.key] })
 
   lifecycle {
-    # An instance may have to hold the Elastic IPs of all zones.
+    # An instance may have to hold the Elastic IPs of all zones, and a private address that none of them comes to: its own
+    # public address is at that one, and would not come back. These types have two private addresses on an interface.
     precondition {
-      condition = length(var.zones) < 3 || !contains(
+      condition = !local.is_fleet || !contains(
         ["t2.nano", "t2.micro", "t3.nano", "t3.micro", "t3a.nano", "t3a.micro", "t4g.nano", "t4g.micro"],
-        var.instance_type
+        local.instance_type
       )
-      error_message = "With three zones, take t4g.small or a larger type, which has room for three Elastic IPs."
+      error_message = "With two zones and more, take t4g.small or a larger type, which has room for their Elastic IPs."
+    }
+
+    precondition {
+      condition     = local.is_fleet || var.fallback_nat_gateway == null
+      error_message = "fallback_nat_gateway is for two zones and more."
     }
   }
 }
@@ -169,11 +178,12 @@ resource "aws_autoscaling_group" "this" {
     default_result       = "CONTINUE"
   }
 
-  # Longer than connections to forwarded ports may go on (deregistration_delay, 5 minutes).
+  # Longer than connections to forwarded ports may go on (deregistration_delay, 5 minutes), but no more than it takes: an
+  # instance that is dead keeps its Elastic IP for as long.
   initial_lifecycle_hook {
     name                 = "egret-drained"
     lifecycle_transition = "autoscaling:EC2_INSTANCE_TERMINATING"
-    heartbeat_timeout    = 600
+    heartbeat_timeout    = 420
     default_result       = "CONTINUE"
   }
 
@@ -190,10 +200,20 @@ resource "aws_autoscaling_group" "this" {
     }
   }
 
-  # The first thing that an instance does needs what the role allows.
+  # At the end instances drain, for which the hook lets them have the time.
+  timeouts {
+    delete = "20m"
+  }
+
+  # The first thing that an instance does needs what the role allows, and the last one needs a way out.
   depends_on = [
     aws_ec2_tag.route_table,
     aws_iam_role_policy.egret,
     aws_iam_role_policy.peer_key,
+    aws_iam_role_policy_attachment.managed,
+    aws_vpc_security_group_egress_rule.everywhere,
+    aws_vpc_security_group_ingress_rule.forwarded,
+    aws_vpc_security_group_ingress_rule.peers,
+    aws_vpc_security_group_ingress_rule.private,
   ]
 }

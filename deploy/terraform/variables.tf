@@ -75,9 +75,9 @@ variable "image_id" {
 }
 
 variable "instance_type" {
-  description = "Of the image's architecture. See docs/sizing.md."
+  description = "Of the image's architecture; see docs/sizing.md. Default, t4g.nano, with two zones and more t4g.small."
   type        = string
-  default     = "t4g.nano"
+  default     = null
 }
 
 variable "spot" {
@@ -98,6 +98,12 @@ variable "root_gigabytes" {
   default     = 8
 }
 
+variable "managed_policy_arns" {
+  description = "Managed policies for the role besides its own, such as AmazonSSMManagedInstanceCore's for Session Manager."
+  type        = list(string)
+  default     = []
+}
+
 variable "peer_key_parameter" {
   description = "With two zones and more, the SecureString of Parameter Store that holds the peers' key."
   type        = string
@@ -113,6 +119,17 @@ variable "peer_key_kms_key" {
   description = "The ARN of the KMS key by which that is encrypted, if it is not the account's own for Parameter Store."
   type        = string
   default     = null
+}
+
+variable "fallback_nat_gateway" {
+  description = "With two zones and more, a NAT gateway of the VPC that has the routes while no instance is well."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.fallback_nat_gateway == null || can(regex("^nat-[0-9a-f]{8,17}$", var.fallback_nat_gateway))
+    error_message = "Use a NAT gateway's id."
+  }
 }
 
 variable "forwards" {
@@ -139,13 +156,32 @@ variable "forwards" {
 }
 
 variable "config" {
-  description = "More of the configuration, in TOML, such as [nat] with its keys; it follows what is written here."
+  description = "More of the configuration, in TOML. Whole sections such as [nat]; [aws] and [failover] are written here."
   type        = string
   default     = ""
+
+  validation {
+    condition     = can(regex("^(\\s*(#[^\n]*\n\\s*)*\\[|\\s*$)", var.config))
+    error_message = "Write whole sections, from their headings on."
+  }
+
+  validation {
+    condition     = !can(regex("(?m)^\\s*\\[\\s*(aws|failover)\\s*\\]", var.config))
+    error_message = "The sections [aws] and [failover] are written by the module."
+  }
 }
 
 variable "tags" {
-  description = "Further tags of everything that is made."
+  description = "Further tags of everything that is made. Keys have neither spaces nor slashes: instances are told them."
   type        = map(string)
   default     = {}
+
+  # EC2 starts no instance of which a tag's key cannot be part of an address of the metadata service.
+  validation {
+    condition = alltrue([
+      for key in keys(var.tags) :
+      can(regex("^[0-9A-Za-z_+=,.@:-]{1,255}$", key)) && !contains([".", "..", "_index"], key)
+    ])
+    error_message = "Use letters, digits and _+=,.@:- in the keys of tags, and not the names ., .. and _index."
+  }
 }

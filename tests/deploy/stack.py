@@ -117,10 +117,8 @@ def make(template, wanted):
     summaries = stacks.list_stack_resources(StackName="gate")["StackResourceSummaries"]
     # One whose condition does not hold has no name there.
     made = {it["LogicalResourceId"]: it for it in summaries if it["LogicalResourceId"]}
-    resolved = {
-        name: clean_json(stack.resource_map._resource_json_map[name].get("Properties", {}), stack.resource_map)
-        for name in made
-    }
+    written = stack.resource_map._resource_json_map
+    resolved = {name: clean_json(written[name].get("Properties", {}), stack.resource_map) for name in made}
     templates = {}
     for name, it in made.items():
         if it["ResourceType"] == "AWS::EC2::LaunchTemplate":
@@ -137,6 +135,7 @@ def make(template, wanted):
         ],
         "addresses": ec2.describe_addresses()["Addresses"],
         "role": role(iam, made["Role"]["PhysicalResourceId"]),
+        "attributes": {name: list(written[name]) for name in made},
         "resolved": resolved,
         "outputs": stacks.describe_stacks(StackName="gate")["Stacks"][0].get("Outputs", []),
     }
