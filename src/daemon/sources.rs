@@ -78,7 +78,8 @@ impl Sources {
             Ok(tags) => self.tags = Some(tags),
             Err(error) => {
                 let reason = with_causes(&*error);
-                tracing::warn!(error = reason, "instance tags not known, going on without news of them");
+                // A metadata service that says nothing at all is warned of where its facts are missed.
+                tracing::info!(error = reason, "instance tags not known, going on without news of them");
                 self.in_vain = Some(error);
             }
         }
