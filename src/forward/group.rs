@@ -89,11 +89,14 @@ impl TargetGroup {
         let timeout = config.health.timeout;
         config.validate()?;
         let changed = sources.changed(targets, followed);
-        if let Some(targets) = changed.targets() {
+        let targets = changed.targets();
+        targets.as_deref().map_or(Ok(()), Group::check_targets)?;
+        // Those that leave do so with the new delay.
+        group.reconfigure(now, config)?;
+        if let Some(targets) = targets {
             group.set_targets(now, &targets)?;
         }
         *sources = changed;
-        group.reconfigure(now, config)?;
         (inner.check, inner.timeout) = (check, timeout);
         self.wake.notify_one();
         Ok(())

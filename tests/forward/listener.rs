@@ -9,7 +9,7 @@ use egret::balance::{self, Limits, Serving, State};
 use egret::forward::{Common, Config, Listener, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::segments_in;
 use crate::target::{Target, call, callers, config, start, wait_healthy, wait_state};
@@ -142,6 +142,21 @@ async fn drained_target_keeps_its_connections_for_the_delay_and_gets_no_new_ones
     let error = old.read(&mut [0; 8]).await.expect_err("a reset");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(listener.report().counters.cut, 1);
+}
+
+#[tokio::test]
+async fn target_that_leaves_by_the_reload_that_shortens_the_delay_leaves_with_the_new_one() {
+    let (one, other) = (Target::start("one"), Target::start("other"));
+    let mut config = config(&[one.address]);
+    config.group.deregistration_delay = Duration::from_mins(5);
+    let (listener, address) = start(config.clone());
+    wait_healthy(&listener, &[one.address]).await;
+    let (_, mut old) = call(address).await.unwrap();
+    config.group.deregistration_delay = Duration::from_millis(100);
+    config.targets = vec![other.address.into()];
+    listener.reconfigure(config).unwrap();
+    let heard = timeout(Duration::from_secs(10), old.read(&mut [0; 8])).await;
+    assert_eq!(heard.unwrap().expect_err("a reset").kind(), ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
