@@ -72,6 +72,17 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// As the configuration has it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Nat { .. } => "nat",
+        }
+    }
+}
+
 /// A listener that listens. Dropping it closes all of its connections.
 #[derive(Debug)]
 pub struct Listener {

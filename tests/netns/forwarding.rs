@@ -216,6 +216,42 @@ fn listener_that_a_reload_took_away_has_its_delay_at_a_stop_too() -> Result {
     Ok(())
 }
 
+#[test]
+fn change_of_the_mode_waits_for_a_restart_and_keeps_connections() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let servers = servers(&lab)?;
+    for web in &servers {
+        web.put("large", LARGE)?;
+    }
+    let (proxy, nat) = (config(&lab, ""), config(&lab, "mode = \"nat\""));
+    for (mode, running, other) in [("proxy", &proxy, &nat), ("nat", &nat, &proxy)] {
+        let mut egret = Egret::start(lab.nat(), running)?;
+        wait_states(&lab, &egret, ["healthy", "healthy"])?;
+        let mut download = download(&lab, &egret, 5000)?;
+        // Twice: what runs is what the second is compared with, not what the first has asked for.
+        for reload in 1..=2 {
+            egret.reload(&with_second(other, "mode = \"nat\"", ""))?;
+            let reloaded = || egret.process.log().matches("configuration reloaded").count();
+            lab.nat().wait_for("the reload", || Ok(reloaded() == reload))?;
+        }
+        let said = egret.process.log();
+        let tells = |line: &str| line.contains("only after a restart") && line.contains("forward.mode");
+        assert!(said.lines().any(tells), "{said}");
+        let listeners = egret.status()?["listeners"].clone();
+        let api = listeners.as_array().into_iter().flatten().find(|listener| listener["name"] == "api");
+        assert_eq!(api.map(|api| &api["mode"]), Some(&mode.into()), "{listeners}");
+        assert!(ask(&lab, 1)?[0].starts_with("server "));
+        let answer = lab.internet().run(&format!("curl -sS --max-time 5 http://{PUBLIC}:5001/"))?;
+        assert!(answer.starts_with("server "), "all else was reloaded: {answer}");
+        assert_eq!(download.ended()?, None, "{}", download.log());
+        egret.process.signal(Signal::SIGKILL)?;
+        egret.process.wait(DEADLINE)?;
+        download.signal(Signal::SIGKILL)?;
+        download.wait(DEADLINE)?;
+    }
+    Ok(())
+}
+
 /// The section that has clients come by TLS, with the certificate in these files.
 fn tls(certificate: &Path, key: &Path, client_ca: &Path) -> String {
     let [certificate, key, client_ca] = [certificate, key, client_ca].map(Path::display);
