@@ -17,7 +17,7 @@ use super::protocol::{
 };
 use crate::balance::{Refusal, State, TargetSnapshot};
 use crate::datapath::{self, Chosen, FastPath, Miss, SessionFilter, SessionPage, Snapshot, Stopped};
-use crate::forward::{self, HalfOpen, Mode};
+use crate::forward::{self, HalfOpen};
 use crate::metrics::{self, SessionLogCounts};
 use crate::nat::{self, DropReason, Traffic};
 use crate::talkers::{Talker, Tally, Top};
@@ -295,11 +295,7 @@ fn listener(report: forward::Report) -> ListenerReport {
     ListenerReport {
         name,
         listen,
-        mode: match mode {
-            Mode::Proxy => "proxy",
-            Mode::Nat { .. } => "nat",
-        }
-        .to_owned(),
+        mode: mode.label().to_owned(),
         serving: group.serving.label().to_owned(),
         connections: admission.open,
         opened: admission.admitted,

@@ -105,14 +105,7 @@ impl Group {
     /// # Errors
     /// What is wrong with `targets`; then nothing has changed.
     pub fn set_targets(&mut self, now: Instant, targets: &[Target]) -> Result<(), ConfigError> {
-        let mut wanted = BTreeMap::new();
-        for target in targets {
-            target.validate()?;
-            wanted.entry(target.address).or_insert(target);
-        }
-        if wanted.len() > MOST_TARGETS {
-            return Err(ConfigError::TooManyTargets(wanted.len()));
-        }
+        let wanted = wanted(targets)?;
         // First who comes, then who leaves: if all are replaced, there is always somebody.
         for (&address, target) in &wanted {
             let first_probe = now + self.first_probe();
@@ -139,6 +132,14 @@ impl Group {
         self.settle();
         self.rebuild();
         Ok(())
+    }
+
+    /// Whether [`Self::set_targets`] would take them.
+    ///
+    /// # Errors
+    /// What is wrong with `targets`.
+    pub fn check_targets(targets: &[Target]) -> Result<(), ConfigError> {
+        wanted(targets).map(drop)
     }
 
     /// Takes a target out of service on request; `false` if there is none of this address. It stays out, whatever
@@ -388,6 +389,19 @@ impl Group {
         let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX - 1);
         Duration::from_nanos(self.random.finish() % (nanos + 1))
     }
+}
+
+/// Targets by address, of which the first of several counts.
+fn wanted(targets: &[Target]) -> Result<BTreeMap<SocketAddr, &Target>, ConfigError> {
+    let mut wanted = BTreeMap::new();
+    for target in targets {
+        target.validate()?;
+        wanted.entry(target.address).or_insert(target);
+    }
+    if wanted.len() > MOST_TARGETS {
+        return Err(ConfigError::TooManyTargets(wanted.len()));
+    }
+    Ok(wanted)
 }
 
 const MOST_EVENTS: usize = 1024;

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::passed::Passed;
 use crate::datapath;
@@ -16,14 +17,17 @@ use crate::forward::{self, Common, Config, Discover, Error, Listener, Mode, Repo
 pub(super) struct Forwarding {
     common: Arc<Common>,
     passed: Arc<Passed>,
-    listeners: Arc<Mutex<BTreeMap<SocketAddr, Running>>>,
+    listeners: Arc<Mutex<BTreeMap<SocketAddr, Listener>>>,
+    retired: Arc<Retired>,
 }
 
-#[derive(Debug)]
-struct Running {
-    listener: Listener,
-    /// How long its connections may go on when it is taken away.
-    grace: Duration,
+/// Listeners that were taken away, each for as long as it has connections, and its deregistration delay at most.
+#[derive(Debug, Default)]
+struct Retired {
+    /// Each has a receiver, and does not wait any longer when it is told to.
+    hurry: watch::Sender<()>,
+    /// When the last of them has ended, at the latest.
+    until: Mutex<Option<Instant>>,
 }
 
 /// Listeners that are to be, with the sockets of the new ones. Clients may connect to these already, and wait.
@@ -50,7 +54,7 @@ impl Forwarding {
     pub(super) fn prepare(&self, wanted: &[Config]) -> Result<Prepared, Error> {
         let running = self.lock();
         let prepare = |(index, config): (usize, &Config)| {
-            let known = running.get(&config.listen).and_then(|running| running.listener.tls());
+            let known = running.get(&config.listen).and_then(|listener| listener.config().tls.clone());
             // Files that are in use already may be bad by now: that is no reason to change nothing else.
             if let Some(tls) = config.tls.as_ref().filter(|tls| known.as_ref() != Some(tls)) {
                 let entry = format!("forward[{index}]");
@@ -79,13 +83,13 @@ impl Forwarding {
         let mut left = std::mem::take(&mut *running);
         let mut outcome = Ok(());
         for (config, socket) in prepared.0 {
-            let (listen, grace) = (config.listen, config.group.deregistration_delay);
+            let listen = config.listen;
             let listener = match (left.remove(&listen), socket) {
                 (Some(there), _) => {
-                    if let Err(error) = there.listener.reconfigure(config) {
+                    if let Err(error) = there.reconfigure(config) {
                         outcome = Err(error.into());
                     }
-                    there.listener
+                    there
                 }
                 (None, Some(socket)) => match self.start(config, socket) {
                     Ok(listener) => listener,
@@ -96,11 +100,11 @@ impl Forwarding {
                 },
                 (None, None) => continue,
             };
-            running.insert(listen, Running { listener, grace });
+            running.insert(listen, listener);
         }
-        for (listen, Running { listener, grace }) in left {
+        for (listen, listener) in left {
             tracing::info!(%listen, "listener closed, its connections may go on for a while");
-            tokio::spawn(listener.stop(grace));
+            self.retired.take_in(listener);
         }
         outcome
     }
@@ -114,36 +118,75 @@ impl Forwarding {
         Ok(Listener::start(config, socket, Arc::clone(&self.common), datapath::random_seed()?)?)
     }
 
-    /// Takes no more connections, and lets those that are there go on for `grace`.
-    pub(super) async fn stop(&self, grace: Duration) {
-        let mut stopping = JoinSet::new();
-        for (_, running) in std::mem::take(&mut *self.lock()) {
-            stopping.spawn(running.listener.stop(grace));
-        }
-        while stopping.join_next().await.is_some() {}
+    /// Takes no more connections, and waits until the last has ended, also of the listeners that were taken away before:
+    /// each may go on for its listener's deregistration delay.
+    pub(super) async fn stop(&self) {
+        self.retire();
+        self.retired.hurry.closed().await;
     }
 
-    /// How long connections may go on when the daemon stops: the longest of the deregistration delays, if there are
-    /// any connections.
+    /// Ends all connections.
+    pub(super) async fn cut(&self) {
+        self.retire();
+        self.retired.hurry.send_replace(());
+        self.retired.hurry.closed().await;
+    }
+
+    fn retire(&self) {
+        for listener in std::mem::take(&mut *self.lock()).into_values() {
+            self.retired.take_in(listener);
+        }
+    }
+
+    /// How long connections may go on when the daemon stops, if there are any: until then all of [`Self::stop`] is over.
     pub(super) fn grace(&self) -> Duration {
         let listeners = self.lock();
-        let open = listeners.values().filter(|running| running.listener.report().admission.open > 0);
-        open.map(|running| running.grace).max().unwrap_or_default()
+        let open = listeners.values().filter(|listener| listener.report().admission.open > 0);
+        let longest = open.map(|listener| listener.config().group.deregistration_delay).max();
+        longest.unwrap_or_default().max(self.retired.grace())
     }
 
     /// All listeners, by address.
     pub(super) fn reports(&self) -> Vec<Report> {
-        self.lock().values().map(|running| running.listener.report()).collect()
+        self.lock().values().map(Listener::report).collect()
     }
 
     /// Takes a target out of service, or back into it: whether there is such a target, if there is such a listener.
     pub(super) fn set_draining(&self, name: &str, target: SocketAddr, draining: bool) -> Option<bool> {
         let listeners = self.lock();
-        let named = listeners.values().find(|running| running.listener.report().name == name);
-        named.map(|running| running.listener.set_draining(target, draining))
+        let named = listeners.values().find(|listener| listener.config().name == name);
+        named.map(|listener| listener.set_draining(target, draining))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Running>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Listener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Retired {
+    /// Has a listener take no more connections.
+    fn take_in(&self, mut listener: Listener) {
+        let mut hurry = self.hurry.subscribe();
+        let grace = listener.config().group.deregistration_delay;
+        let end = Instant::now() + grace;
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = (*until).max(Some(end));
+        tokio::spawn(async move {
+            let over = async {
+                tokio::select! {
+                    () = sleep(grace) => {}
+                    _ = hurry.changed() => {}
+                }
+            };
+            listener.stop(over).await;
+            drop((listener, hurry));
+        });
+    }
+
+    /// How long the last of them may still have connections, if there are any.
+    fn grace(&self) -> Duration {
+        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = until.filter(|_| self.hurry.receiver_count() > 0);
+        until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default()
     }
 }

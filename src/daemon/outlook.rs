@@ -98,8 +98,11 @@ impl Running {
             }
             (false, true) => {
                 tracing::warn!("this instance does not end after all: listeners take connections again");
-                // Connections that still drain end in their own time.
-                self.draining = None;
+                // Connections that still drain end in their own time, and nobody is told of it any more.
+                if let Some(begun) = self.draining.take() {
+                    begun.abort();
+                    let _ = begun.await;
+                }
                 self.gateways.leave(false).await;
                 self.outlook.progress.send_modify(|progress| progress.drained = false);
                 if let Err(problems) = self.adopt(self.config.clone()).await {
@@ -132,7 +135,7 @@ impl Running {
                 tokio::join!(drained, gateways.left());
                 end_of(begun).await;
             } => {}
-            () = again => self.forwarding.stop(Duration::ZERO).await,
+            () = again => self.forwarding.cut().await,
             () = still_ready(self.handle.clone(), self.gateways.clone()) => {}
         }
     }
@@ -150,17 +153,18 @@ async fn still_ready(handle: Handle, gateways: Gateways) {
 
 async fn end_of(begun: Option<JoinHandle<()>>) {
     if let Some(begun) = begun {
-        // It is never cancelled, and does not panic.
+        // It does not panic, and whoever cancels it has taken it.
         let _ = begun.await;
     }
 }
 
-/// Takes no more connections, and waits for those that there are to end, for their deregistration delay at most.
+/// Takes no more connections, and waits for those that there are to end: each for its listener's deregistration delay at
+/// most.
 async fn drain(forwarding: Forwarding, services: Control) {
-    let grace = grace(&forwarding, &services).await;
-    tokio::join!(forwarding.stop(grace), services.stop(grace));
+    tokio::join!(forwarding.stop(), services.stop());
 }
 
+/// How long that takes at most, but for connections that are on their way; nothing, if there are none.
 async fn grace(forwarding: &Forwarding, services: &Control) -> Duration {
     forwarding.grace().max(services.grace().await.unwrap_or_default())
 }

@@ -6,7 +6,7 @@ use super::services::address;
 use super::{Running, external, facts, has_proxies, served, with_causes};
 use crate::admin::Description;
 use crate::config::{self, Admin, Aws, CloudFacts, Config, Failover, HostFacts, Resolved, Switch};
-use crate::forward::Mode;
+use crate::forward::{Config as Forward, Mode};
 use crate::nat;
 
 impl Running {
@@ -64,7 +64,8 @@ impl Running {
     }
 
     /// Makes what a configuration means now, with what the host and the cloud tell, the running one.
-    pub(super) async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
+    pub(super) async fn adopt(&mut self, mut config: Config) -> Result<(), Vec<String>> {
+        let kept = keep_modes(&self.config.forward, &mut config.forward);
         let running = self.description.borrow().clone();
         let applied = self.cloud.applied();
         // Their sockets count among the host's, whose ports are not NAT's.
@@ -84,6 +85,16 @@ impl Running {
         self.forwarding.adopt(listeners).map_err(|error| vec![error.to_string()])?;
         for (key, old, new) in self.frozen(&config, &running) {
             tracing::warn!(key, old, new, "change takes effect only after a restart");
+        }
+        for (listener, old, new) in kept {
+            let (key, old, new) = ("forward.mode", old.label(), new.label());
+            tracing::warn!(
+                key,
+                listener,
+                old,
+                new,
+                "change takes effect only after a restart, and so does all else of this listener"
+            );
         }
         // What is frozen is compared with what runs.
         let (Aws { enabled, hooks, .. }, listen) = (self.config.aws.clone(), self.config.admin.listen);
@@ -166,6 +177,23 @@ impl Running {
         }
         frozen
     }
+}
+
+/// Has listeners whose address stays go on as they are if another mode is wanted: nobody can take over connections from
+/// the proxy, or from the engine. Only the name is the new one, which no other listener has. Gives them, with the mode that
+/// they have and the one that is wanted.
+fn keep_modes(running: &[Forward], wanted: &mut [Forward]) -> Vec<(String, Mode, Mode)> {
+    let mut kept = Vec::new();
+    for listener in wanted {
+        let is_other = |running: &&Forward| {
+            running.listen == listener.listen && (running.mode == Mode::Proxy) != (listener.mode == Mode::Proxy)
+        };
+        let Some(running) = running.iter().find(is_other) else { continue };
+        let old = Forward { name: listener.name.clone(), ..running.clone() };
+        kept.push((listener.name.clone(), running.mode, listener.mode));
+        *listener = old;
+    }
+    kept
 }
 
 /// The services that there are no more, but for connections that may go on for a while: their ports have to stay NAT's.

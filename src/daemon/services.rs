@@ -166,15 +166,18 @@ impl Control {
         self.ask(Input::Open).await
     }
 
-    /// Takes no more connections, and waits until the last has ended, for `grace` at most.
-    pub(super) async fn stop(&self, grace: Duration) {
+    /// Takes no more connections, and waits until the last has ended: each may go on for its listener's deregistration
+    /// delay, and is then cut by the worker.
+    pub(super) async fn stop(&self) {
         self.send(Input::Configure(Vec::new()));
+        // Of all that there are: the worker takes no more by now.
+        let Ok(grace) = self.grace().await else { return };
         let drained = async {
             while self.grace().await.is_ok_and(|grace| !grace.is_zero()) {
                 sleep(DRAIN_LOOK).await;
             }
         };
-        let _ = timeout(grace, drained).await;
+        let _ = timeout(grace + CUT_TIME, drained).await;
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Stopped> {
@@ -438,6 +441,8 @@ pub(super) fn address(endpoint: Endpoint) -> SocketAddr {
     SocketAddrV4::new(endpoint.address, endpoint.port).into()
 }
 
+/// For the worker to cut what is left after its delay, and to send the resets: it goes through its table in small parts.
+const CUT_TIME: Duration = Duration::from_secs(1);
 /// How often to look whether connections have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 /// Probes and log lines that may wait to be taken up.

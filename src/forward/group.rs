@@ -39,6 +39,8 @@ struct Inner {
     check_latency: Latency,
     /// By target: what its connections are told by when they are to be closed.
     cuts: HashMap<SocketAddr, watch::Sender<()>>,
+    /// See [`TargetGroup::close`].
+    closed: bool,
 }
 
 /// What became of a probe, and how long it took.
@@ -68,7 +70,7 @@ impl TargetGroup {
             group.set_targets(Instant::ORIGIN, &targets)?;
         }
         let (check_latency, cuts) = (Latency::default(), HashMap::new());
-        let inner = Inner { group, sources, check, timeout, check_latency, cuts };
+        let inner = Inner { group, sources, check, timeout, check_latency, cuts, closed: false };
         Ok(Self { name: name.to_owned(), origin: Clock::now(), inner: Mutex::new(inner), wake: Notify::new() })
     }
 
@@ -89,11 +91,14 @@ impl TargetGroup {
         let timeout = config.health.timeout;
         config.validate()?;
         let changed = sources.changed(targets, followed);
-        if let Some(targets) = changed.targets() {
+        let targets = changed.targets();
+        targets.as_deref().map_or(Ok(()), Group::check_targets)?;
+        // Those that leave do so with the new delay.
+        group.reconfigure(now, config)?;
+        if let Some(targets) = targets {
             group.set_targets(now, &targets)?;
         }
         *sources = changed;
-        group.reconfigure(now, config)?;
         (inner.check, inner.timeout) = (check, timeout);
         self.wake.notify_one();
         Ok(())
@@ -113,6 +118,9 @@ impl TargetGroup {
     pub(super) fn claim(&self, client: SocketAddr, exclude: &[SocketAddr]) -> Option<Claim<'_>> {
         let now = self.now();
         let mut inner = self.lock();
+        if inner.closed {
+            return None;
+        }
         let target = inner.group.select(now, client, exclude)?;
         let cut = inner.cuts.entry(target).or_insert_with(|| watch::Sender::new(())).subscribe();
         Some(Claim { group: self, target, cut })
@@ -125,6 +133,15 @@ impl TargetGroup {
         let known = if draining { inner.group.drain(now, target) } else { inner.group.undrain(now, target) };
         self.wake.notify_one();
         known
+    }
+
+    /// Has all connections closed, and gives no target any more.
+    pub(super) fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        for cut in inner.cuts.values() {
+            cut.send_replace(());
+        }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {

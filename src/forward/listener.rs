@@ -72,6 +72,17 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// As the configuration has it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Nat { .. } => "nat",
+        }
+    }
+}
+
 /// A listener that listens. Dropping it closes all of its connections.
 #[derive(Debug)]
 pub struct Listener {
@@ -276,10 +287,10 @@ impl Listener {
         self.shared.group.set_draining(target, draining)
     }
 
-    /// What clients are shown, if they come by TLS.
+    /// What it is configured to do.
     #[must_use]
-    pub fn tls(&self) -> Option<tls::Config> {
-        self.shared.config().tls.clone()
+    pub fn config(&self) -> Arc<Config> {
+        self.shared.config()
     }
 
     /// What is to be seen now.
@@ -301,10 +312,19 @@ impl Listener {
         }
     }
 
-    /// Takes in no more connections, lets those that are there go on for `grace`, and resets what is left then.
-    pub async fn stop(mut self, grace: Duration) {
+    /// Takes in no more connections, lets those that are there go on until `over` is done, and cuts what is left then.
+    /// Of those that were cut there is nothing left either when this ends, unless they had not come to a target yet.
+    pub async fn stop(&mut self, over: impl Future<Output = ()>) {
+        if self.accepting.is_finished() {
+            return;
+        }
         self.stop.send_replace(());
-        let _ = timeout(grace, &mut self.accepting).await;
+        tokio::select! {
+            _ = &mut self.accepting => return,
+            () = over => self.shared.group.close(),
+        }
+        // Each tells how it ended; one that waits for its header or its handshake is not told.
+        let _ = timeout(CUT_TIME, &mut self.accepting).await;
     }
 }
 
@@ -610,6 +630,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Connections that wait to be accepted; the kernel bounds it by net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// For connections that are cut to end.
+const CUT_TIME: Duration = Duration::from_millis(500);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// For a client's proxy to send its header.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, SpliceFFlags, splice};
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
 use tokio::time::sleep;
 
@@ -23,6 +23,9 @@ pub(super) struct Pipe {
     reader: OwnedFd,
     writer: OwnedFd,
     held: usize,
+    /// It holds less than others, since this user's pipes had taken too much when it was made (pipe(7),
+    /// `pipe-user-pages-soft`).
+    is_small: bool,
 }
 
 impl Pipes {
@@ -40,10 +43,11 @@ impl Pipes {
         }
     }
 
-    /// Takes back a pipe, if it is empty and there are not too many already.
+    /// Takes back a pipe, if it is empty, not a small one, which would slow down others when the shortage is over, and
+    /// if there are not too many already.
     pub(super) fn give_back(&self, pipe: Pipe) {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if pipe.held == 0 && spare.len() < MOST_SPARE {
+        if pipe.held == 0 && !pipe.is_small && spare.len() < MOST_SPARE {
             spare.push(pipe);
         }
     }
@@ -52,7 +56,13 @@ impl Pipes {
 impl Pipe {
     fn new() -> io::Result<Self> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Self { reader, writer, held: 0 })
+        Ok(Self::of(reader, writer))
+    }
+
+    /// That of these ends, which is empty.
+    fn of(reader: OwnedFd, writer: OwnedFd) -> Self {
+        let size = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).ok().and_then(|size| usize::try_from(size).ok());
+        Self { reader, writer, held: 0, is_small: size.is_none_or(|size| size < MOST_AT_ONCE) }
     }
 
     /// How many bytes are in it.
@@ -88,3 +98,21 @@ const MOST_AT_ONCE: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(20);
 /// More would hold descriptors, and memory of the kernel, for nothing.
 const MOST_SPARE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pipes_are_not_used_again() {
+        let pipes = Pipes::default();
+        let kept = || pipes.spare.lock().unwrap().len();
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        // As the kernel makes them when this user's pipes have taken too much.
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(8 << 10)).unwrap();
+        pipes.give_back(Pipe::of(reader, writer));
+        assert_eq!(kept(), 0);
+        pipes.give_back(Pipe::new().unwrap());
+        assert_eq!(kept(), 1);
+    }
+}

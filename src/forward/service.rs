@@ -101,11 +101,14 @@ impl Service {
         config.group.validate()?;
         Admission::new(config.limits.clone(), [0; 16])?;
         let changed = self.sources.changed(&config.targets, &config.followed);
-        if let Some(targets) = changed.targets() {
+        let targets = changed.targets();
+        targets.as_deref().map_or(Ok(()), Group::check_targets)?;
+        // Those that leave do so with the new delay.
+        self.group.reconfigure(now, config.group.clone())?;
+        if let Some(targets) = targets {
             self.group.set_targets(now, &targets)?;
         }
         self.sources = changed;
-        self.group.reconfigure(now, config.group.clone())?;
         self.admission.reconfigure(config.limits.clone())?;
         self.config = config;
         Ok(())

@@ -1,5 +1,6 @@
 //! What clients of a listener see while its targets come, go and fail.
 
+use std::future::{pending, ready};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,10 +10,10 @@ use egret::balance::{self, Limits, Serving, State};
 use egret::forward::{Common, Config, Listener, bind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::segments_in;
-use crate::target::{Target, call, callers, config, start, wait_healthy, wait_state};
+use crate::target::{Target, call, callers, config, start, wait_for, wait_healthy, wait_state};
 
 /// Says something to the target and hears it again.
 async fn works(stream: &mut TcpStream) -> bool {
@@ -145,6 +146,21 @@ async fn drained_target_keeps_its_connections_for_the_delay_and_gets_no_new_ones
 }
 
 #[tokio::test]
+async fn target_that_leaves_by_the_reload_that_shortens_the_delay_leaves_with_the_new_one() {
+    let (one, other) = (Target::start("one"), Target::start("other"));
+    let mut config = config(&[one.address]);
+    config.group.deregistration_delay = Duration::from_mins(5);
+    let (listener, address) = start(config.clone());
+    wait_healthy(&listener, &[one.address]).await;
+    let (_, mut old) = call(address).await.unwrap();
+    config.group.deregistration_delay = Duration::from_millis(100);
+    config.targets = vec![other.address.into()];
+    listener.reconfigure(config).unwrap();
+    let heard = timeout(Duration::from_secs(10), old.read(&mut [0; 8])).await;
+    assert_eq!(heard.unwrap().expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn connections_of_an_unhealthy_target_are_reset_or_kept_as_configured() {
     for keep in [false, true] {
         let (one, other) = (Target::start("one"), Target::start("other"));
@@ -180,7 +196,7 @@ async fn door_keeps_out_who_is_not_allowed_and_who_is_too_many() {
     assert_eq!(callers(address, 1).await, ["nobody"]);
     drop(first);
     while listener.report().admission.open > 1 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(callers(address, 1).await, ["well"]);
 }
@@ -188,28 +204,47 @@ async fn door_keeps_out_who_is_not_allowed_and_who_is_too_many() {
 #[tokio::test]
 async fn stop_lets_connections_end_in_peace_and_takes_no_new_ones() {
     let target = Target::start("well");
-    let (listener, address) = start(config(&[target.address]));
+    let (mut listener, address) = start(config(&[target.address]));
     wait_healthy(&listener, &[target.address]).await;
     let (_, mut stream) = call(address).await.unwrap();
-    let stopping = tokio::spawn(listener.stop(Duration::from_secs(60)));
+    let stopping = tokio::spawn(async move {
+        listener.stop(pending()).await;
+        listener.report().counters
+    });
     while let Ok(stream) = TcpStream::connect(address).await {
         drop(stream);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(5)).await;
     }
     assert!(works(&mut stream).await);
     assert!(!stopping.is_finished());
     drop(stream);
-    stopping.await.unwrap();
+    assert_eq!(stopping.await.unwrap().cut, 0);
 }
 
 #[tokio::test]
 async fn stop_resets_what_has_not_ended_in_time() {
     let target = Target::start("well");
-    let (listener, address) = start(config(&[target.address]));
+    let (mut listener, address) = start(config(&[target.address]));
     wait_healthy(&listener, &[target.address]).await;
     let (_, mut stream) = call(address).await.unwrap();
-    listener.stop(Duration::from_millis(50)).await;
+    listener.stop(sleep(Duration::from_millis(50))).await;
     assert_eq!(stream.read(&mut [0; 8]).await.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    let report = listener.report();
+    assert_eq!((report.counters.cut, report.admission.open), (1, 0), "it was counted, and is over");
+}
+
+/// It has no target that it could be cut from.
+#[tokio::test]
+async fn stop_does_not_wait_for_a_client_that_never_says_who_it_is() {
+    let target = Target::start("well");
+    let config = Config { accept_proxy_protocol: true, ..config(&[target.address]) };
+    let (mut listener, address) = start(config);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    wait_for(&listener, |report| report.admission.open == 1).await;
+    timeout(Duration::from_secs(3), listener.stop(ready(()))).await.expect("in time");
+    drop(listener);
+    let ended = stream.read(&mut [0; 8]).await;
+    assert!(ended.is_err() || ended.is_ok_and(|length| length == 0));
 }
 
 /// Whether a connection of this process from one IPv4 address to another waits to ask whether its peer is still there,
@@ -245,7 +280,7 @@ async fn silent_peers_are_asked_whether_they_are_there_if_so_configured() {
             if asked() == [keepalive.is_some(); 2] {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(asked(), [keepalive.is_some(); 2]);
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use egret::balance::{CheckError, State};
+use egret::balance::{CheckError, ConfigError, State};
 use egret::forward::{Config, Ended, Mode, Refused, Relayed, Service, Side};
 use egret::time::Instant;
 
@@ -116,6 +116,38 @@ fn target_whose_answers_go_astray_is_told_from_one_that_is_slow() {
     let half_open = service.report(now).half_open;
     let seen: Vec<_> = half_open.iter().map(|of| (of.target, of.half_open, of.unanswered, of.astray)).collect();
     assert_eq!(seen, [(at(ONE), 0, 1, false), (at(OTHER), 0, 2, true)]);
+}
+
+#[test]
+fn targets_that_leave_by_the_reload_that_shortens_the_delay_leave_with_the_new_one() {
+    let (mut service, now) = healthy(config());
+    let leaves = service.select(now, client(1), None).unwrap();
+    service.handle_answer(now, leaves, Ok(()));
+    let mut shorter = config();
+    shorter.targets.retain(|target| target.address != leaves);
+    shorter.group.deregistration_delay = Duration::from_secs(2);
+    service.reconfigure(now, shorter).unwrap();
+    service.handle_timeout(now + Duration::from_secs(1));
+    assert_eq!(service.poll_close(), None, "it may go on for a while");
+    service.handle_timeout(now + Duration::from_secs(2));
+    assert_eq!(service.poll_close(), Some(leaves));
+}
+
+#[test]
+fn configuration_with_a_bad_target_changes_nothing() {
+    let (mut service, now) = healthy(config());
+    let before = service.report(now);
+    let mut bad = config();
+    bad.group.deregistration_delay = Duration::from_secs(2);
+    bad.targets = vec![at("0.0.0.0:5000").into()];
+    assert_eq!(service.reconfigure(now, bad), Err(ConfigError::Target(at("0.0.0.0:5000"))));
+    assert_eq!(service.report(now), before);
+    // Nor has the delay.
+    let target = service.select(now, client(1), None).unwrap();
+    service.handle_answer(now, target, Ok(()));
+    service.retire(now);
+    service.handle_timeout(now + Duration::from_secs(9));
+    assert_eq!(service.poll_close(), None);
 }
 
 #[test]

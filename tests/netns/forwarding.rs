@@ -1,11 +1,13 @@
 //! An API on two private servers, reached from the internet by the Elastic IP.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::no_leaks;
 use super::pki::{Authority, SERVER};
-use crate::lab::{DEADLINE, Egret, INTERNET, Lab, Options, PUBLIC, Result, Web};
+use crate::lab::{DEADLINE, Egret, INTERNET, Lab, Options, PUBLIC, Process, Result, Web};
 
 /// A private web server, whose page says which one it is.
 fn server(lab: &Lab, number: u8) -> Result<Web> {
@@ -131,12 +133,122 @@ fn stopping_lets_a_forwarded_download_end() -> Result {
         .internet()
         .spawn(&format!("curl -sS --max-time 20 --limit-rate 16M --output got http://{PUBLIC}:5000/large"))?;
     lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
-    egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
+    egret.process.signal(Signal::SIGTERM)?;
     egret.process.wait_for_log("waiting for forwarded connections to end")?;
     let refused = lab.internet().try_run(&format!("curl -sS --max-time 5 http://{PUBLIC}:5000/"))?;
     assert!(!refused.status.success(), "a new connection was taken");
     assert!(download.wait(DEADLINE)?.success(), "{}", download.log());
     assert!(egret.process.wait(Duration::from_secs(5))?.success());
+    Ok(())
+}
+
+/// Begins a download that goes on for longer than any of these tests.
+fn download(lab: &Lab, egret: &Egret, port: u16) -> Result<Process> {
+    let fetch =
+        format!("curl -sS --max-time 60 --limit-rate 2M --output got{port} http://{PUBLIC}:{port}/large");
+    let download = lab.internet().spawn(&fetch)?;
+    let is_open = |listener: &serde_json::Value| {
+        listener["listen"].as_str().is_some_and(|listen| listen.ends_with(&format!(":{port}")))
+            && listener["connections"] == 1
+    };
+    lab.nat().wait_for("the download", || {
+        Ok(egret.status()?["listeners"].as_array().into_iter().flatten().any(is_open))
+    })?;
+    Ok(download)
+}
+
+fn wait_reset(download: &mut Process) -> Result {
+    assert!(!download.wait(DEADLINE)?.success(), "it was not cut off");
+    assert!(download.log().contains("reset by peer"), "{}", download.log());
+    Ok(())
+}
+
+/// A configuration with a second listener, on port 5001, that differs in these lines.
+fn with_second(first: &str, replaced: &str, by: &str) -> String {
+    let section = first.split("[[forward]]").nth(1).unwrap_or_default();
+    let second = section.replace("\"api\"", "\"second\"").replace(":5000\"\ntargets", ":5001\"\ntargets");
+    format!("{first}\n[[forward]]{}", second.replace(replaced, by))
+}
+
+#[test]
+fn each_listener_stops_after_its_own_delay_and_tells_what_it_cuts() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let servers = servers(&lab)?;
+    for web in &servers {
+        web.put("large", LARGE)?;
+    }
+    let delay = |seconds: u32| format!("deregistration_delay = \"{seconds}s\"");
+    let first = config(&lab, &format!("access_log = true\n{}", delay(1)));
+    let mut egret = Egret::start(lab.nat(), &with_second(&first, &delay(1), &delay(30)))?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let (mut short, mut long) = (download(&lab, &egret, 5000)?, download(&lab, &egret, 5001)?);
+    egret.process.signal(Signal::SIGTERM)?;
+    wait_reset(&mut short)?;
+    egret.process.wait_for_log("ended=\"cut\"")?;
+    assert_eq!(long.ended()?, None, "the other may go on for longer");
+    // The second signal.
+    egret.process.signal(Signal::SIGTERM)?;
+    wait_reset(&mut long)?;
+    assert!(egret.process.wait(Duration::from_secs(5))?.success());
+    let said = egret.process.log();
+    assert_eq!(said.matches("ended=\"cut\"").count(), 2, "{said}");
+    Ok(())
+}
+
+#[test]
+fn listener_that_a_reload_took_away_has_its_delay_at_a_stop_too() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let servers = servers(&lab)?;
+    for web in &servers {
+        web.put("large", LARGE)?;
+    }
+    let mut egret = Egret::start(lab.nat(), &config(&lab, "deregistration_delay = \"3s\""))?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let mut download = download(&lab, &egret, 5000)?;
+    let removed = Instant::now();
+    egret.reload(&lab.config(""))?;
+    egret.process.wait_for_log("listener closed")?;
+    egret.process.signal(Signal::SIGTERM)?;
+    egret.process.wait_for_log("waiting for forwarded connections to end")?;
+    wait_reset(&mut download)?;
+    assert!(removed.elapsed() > Duration::from_millis(2500), "{:?}", removed.elapsed());
+    assert!(egret.process.wait(Duration::from_secs(5))?.success());
+    Ok(())
+}
+
+#[test]
+fn change_of_the_mode_waits_for_a_restart_and_keeps_connections() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let servers = servers(&lab)?;
+    for web in &servers {
+        web.put("large", LARGE)?;
+    }
+    let (proxy, nat) = (config(&lab, ""), config(&lab, "mode = \"nat\""));
+    for (mode, running, other) in [("proxy", &proxy, &nat), ("nat", &nat, &proxy)] {
+        let mut egret = Egret::start(lab.nat(), running)?;
+        wait_states(&lab, &egret, ["healthy", "healthy"])?;
+        let mut download = download(&lab, &egret, 5000)?;
+        // Twice: what runs is what the second is compared with, not what the first has asked for.
+        for reload in 1..=2 {
+            egret.reload(&with_second(other, "mode = \"nat\"", ""))?;
+            let reloaded = || egret.process.log().matches("configuration reloaded").count();
+            lab.nat().wait_for("the reload", || Ok(reloaded() == reload))?;
+        }
+        let said = egret.process.log();
+        let tells = |line: &str| line.contains("only after a restart") && line.contains("forward.mode");
+        assert!(said.lines().any(tells), "{said}");
+        let listeners = egret.status()?["listeners"].clone();
+        let api = listeners.as_array().into_iter().flatten().find(|listener| listener["name"] == "api");
+        assert_eq!(api.map(|api| &api["mode"]), Some(&mode.into()), "{listeners}");
+        assert!(ask(&lab, 1)?[0].starts_with("server "));
+        let answer = lab.internet().run(&format!("curl -sS --max-time 5 http://{PUBLIC}:5001/"))?;
+        assert!(answer.starts_with("server "), "all else was reloaded: {answer}");
+        assert_eq!(download.ended()?, None, "{}", download.log());
+        egret.process.signal(Signal::SIGKILL)?;
+        egret.process.wait(DEADLINE)?;
+        download.signal(Signal::SIGKILL)?;
+        download.wait(DEADLINE)?;
+    }
     Ok(())
 }
 

@@ -226,5 +226,25 @@ fn stopping_lets_a_download_end() -> Result {
     Ok(())
 }
 
+#[test]
+fn stopping_resets_what_outlasts_its_delay_and_says_so() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let servers = servers(&lab)?;
+    for web in &servers {
+        web.put("large", LARGE)?;
+    }
+    let mut egret = up(&lab, "deregistration_delay = \"1s\"\naccess_log = true")?;
+    let mut download = lab.internet().spawn(&format!("{} --limit-rate 2M --output got", curl("large")))?;
+    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
+    egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
+    assert!(egret.process.wait(DEADLINE)?.success());
+    // The line tells that it was Egret: the kernel resets as well, once Egret has gone.
+    let said = egret.process.log();
+    assert!(said.contains("ended=\"cut\""), "{said}");
+    assert!(!download.wait(DEADLINE)?.success(), "was to be reset");
+    assert!(download.log().contains("reset by peer"), "{}", download.log());
+    Ok(())
+}
+
 /// Much more than the buffers of all sockets on its way.
 const LARGE: usize = 64 << 20;
