@@ -78,7 +78,8 @@ fn key_that_others_can_read_or_change_is_refused_with_what_to_do() {
     for mode in [0o644, 0o604, 0o602, 0o620, 0o660, 0o666] {
         write(&path, DIGITS, mode);
         let error = Key::read(&path).unwrap_err().to_string();
-        let expected = format!("(mode {mode:04o}); run: chmod 600 {}", path.display());
+        let path = path.display();
+        let expected = format!("(mode {mode:04o}); run: chgrp egret {path} && chmod 640 {path}");
         assert!(error.ends_with(&expected), "{error}");
     }
     for mode in [0o400, 0o600, 0o440, 0o640] {
