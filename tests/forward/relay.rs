@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use egret::forward::{Carried, Ended, Pipes, Relayed, Side, relay};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -89,7 +89,7 @@ async fn last_words_of_a_side_that_resets_are_passed_on() {
     client.write_all(b"last words").await.unwrap();
     reset(client);
     // The relay is told of both at once.
-    from_client.readable().await.unwrap();
+    from_client.ready(Interest::ERROR).await.unwrap();
     let (pipes, carried) = (Pipes::default(), Carried::default());
     let relayed = relay(from_client, to_target, &pipes, &carried, LONG, pending()).await;
     assert_eq!((relayed.ended, relayed.bytes_to_target), (Ended::Reset(Side::Client), 10));
@@ -106,7 +106,7 @@ async fn answer_that_came_before_a_reset_is_passed_on_though_the_request_cannot_
     target.write_all(b"no").await.unwrap();
     reset(target);
     from_client.readable().await.unwrap();
-    to_target.readable().await.unwrap();
+    to_target.ready(Interest::ERROR).await.unwrap();
     let (pipes, carried) = (Pipes::default(), Carried::default());
     let relayed = relay(from_client, to_target, &pipes, &carried, LONG, pending()).await;
     assert_eq!((relayed.ended, relayed.bytes_to_client), (Ended::Reset(Side::Target), 2));
