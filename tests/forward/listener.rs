@@ -93,7 +93,7 @@ async fn target_that_dies_gets_no_connections_until_it_is_well_again() {
     let dead = other.address;
     let (listener, address) = start(config(&[one.address, dead]));
     wait_healthy(&listener, &[one.address, dead]).await;
-    let (name, _) = other.stop().await;
+    let (name, _place) = other.stop().await;
     // Before a check has noticed: the refused connection is tried elsewhere.
     assert_eq!(callers(address, 6).await, vec!["one"; 6]);
     wait_state(&listener, dead, |state| matches!(state, State::Unhealthy(_))).await;
@@ -108,8 +108,8 @@ async fn all_get_connections_while_all_are_unhealthy() {
     let target = Target::start("well");
     let mut config = config(&[target.address]);
     // The check is of another port, where nobody is.
-    let nobody = Target::start("nobody").stop().await.1;
-    config.check.port = Some(nobody.port());
+    let (_, nobody) = Target::start("nobody").stop().await;
+    config.check.port = Some(nobody.address.port());
     let (listener, address) = start(config);
     wait_state(&listener, target.address, |state| matches!(state, State::Unhealthy(_))).await;
     assert_eq!(listener.report().group.serving, Serving::FailOpen);
@@ -118,8 +118,8 @@ async fn all_get_connections_while_all_are_unhealthy() {
 
 #[tokio::test]
 async fn client_is_reset_when_there_is_no_target() {
-    let gone = Target::start("gone").stop().await.1;
-    let (listener, address) = start(config(&[gone]));
+    let (_, gone) = Target::start("gone").stop().await;
+    let (listener, address) = start(config(&[gone.address]));
     let mut stream = TcpStream::connect(address).await.unwrap();
     let error = stream.read(&mut [0; 8]).await.expect_err("a reset");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
