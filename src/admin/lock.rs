@@ -15,7 +15,7 @@ pub struct Socket {
     path: PathBuf,
     listener: UnixListener,
     // Held until the socket's file is gone.
-    _lock: File,
+    lock: File,
 }
 
 impl Socket {
@@ -42,6 +42,8 @@ impl Drop for Socket {
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "control socket not removed");
         }
+        // Closing does not do: a program that is being started has a copy of the descriptor until it runs.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -86,7 +88,7 @@ pub fn bind(path: &Path) -> Result<Socket, BindError> {
     }
     clear(path)?;
     let listener = listen(path).map_err(failed)?;
-    Ok(Socket { path: path.to_owned(), listener, _lock: lock })
+    Ok(Socket { path: path.to_owned(), listener, lock })
 }
 
 /// Whether there is a socket at `path`; an error if there is something else.
@@ -139,6 +141,8 @@ const BACKLOG: i32 = 16;
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
+
     use super::*;
 
     fn directory(name: &str) -> PathBuf {
@@ -179,7 +183,10 @@ mod tests {
     fn a_dead_socket_is_replaced() {
         let path = directory("dead").join("egret.sock");
         std::fs::create_dir(path.parent().unwrap()).unwrap();
-        drop(UnixListener::bind(&path).unwrap());
+        let dead = UnixListener::bind(&path).unwrap();
+        // Closing does not do: a program that another test starts has a copy of the descriptor until it runs.
+        SockRef::from(&dead).shutdown(std::net::Shutdown::Both).unwrap();
+        drop(dead);
         assert!(path.exists(), "std leaves the file");
         let _socket = bind(&path).unwrap();
         assert!(UnixStream::connect(&path).is_ok());

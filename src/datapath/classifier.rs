@@ -67,6 +67,20 @@ impl From<ProgramError> for BpfError {
     }
 }
 
+/// Has the kernel load a program. Its verifier gives up at any signal, and wants to be asked again.
+///
+/// # Errors
+/// See [`BpfError`].
+pub fn load(mut attempt: impl FnMut() -> Result<(), BpfError>) -> Result<(), BpfError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match attempt() {
+            Err(BpfError::Verifier(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return loaded,
+        }
+    }
+    attempt()
+}
+
 /// What the classifier goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassifierConfig {
@@ -229,6 +243,8 @@ pub fn network_order(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
 }
 
+/// As many as libbpf makes.
+const LOAD_ATTEMPTS: u32 = 5;
 // As in `bpf/classify.h`.
 const ADDRESS_HOST: u32 = 1;
 const ADDRESS_EXTERNAL: u32 = 2;

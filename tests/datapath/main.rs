@@ -69,6 +69,7 @@ fn one_armed() -> Lab {
     lab.ip("router", "addr add 10.0.1.1/24 dev subnet");
     lab.ip("router", "addr add 192.0.2.1/24 dev nat");
     lab.ip("router", "addr add 198.51.100.1/24 dev server");
+    lab.wait_up("router", "subnet");
     lab.ip("router", "rule add iif subnet lookup 100");
     lab.ip("router", "route add default via 192.0.2.10 table 100");
     lab.ip("nat", "addr add 192.0.2.10/24 dev eth0");
@@ -133,7 +134,7 @@ fn snapshot(handle: &Handle) -> Snapshot {
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -141,7 +142,15 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn wait_ready(handle: &Handle) {
-    wait_for("ready", || snapshot(handle).not_ready.is_empty());
+    let mut reasons = Vec::new();
+    wait_for("ready", || {
+        let now = snapshot(handle).not_ready;
+        if now != reasons {
+            println!("not ready: {now:?}");
+            reasons = now;
+        }
+        reasons.is_empty()
+    });
 }
 
 /// A TCP server that sends back what it gets; gives its address, and who connected.
@@ -185,13 +194,26 @@ fn udp(lab: &Lab, name: &str, address: (Ipv4Addr, u16)) -> UdpSocket {
     socket
 }
 
+/// As `recv_from`, which a process that is stopped and goes on does not do by itself (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
 /// One datagram there and one back; gives the client as the server saw it.
 fn exchange(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     let mut buffer = [0; 100];
+    for socket in [client, server] {
+        socket.set_read_timeout(Some(TIMEOUT)).expect("settable");
+    }
     client.send_to(b"question", server.local_addr().expect("bound")).expect("sendable");
-    let (_, seen) = server.recv_from(&mut buffer).expect("the question comes");
+    let (_, seen) = receive(server, &mut buffer).expect("the question comes");
     server.send_to(b"answer", seen).expect("sendable");
-    let (count, from) = client.recv_from(&mut buffer).expect("the answer comes");
+    let (count, from) = receive(client, &mut buffer).expect("the answer comes");
     assert_eq!((&buffer[..count], from), (&b"answer"[..], server.local_addr().expect("bound")));
     seen
 }
@@ -210,7 +232,10 @@ fn assert_carried(worker: &Worker, flows: u32) {
     }
 }
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// For what is to come.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// For what is to become true.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Makes of a function a test of each datapath.
 macro_rules! on_both_datapaths {
@@ -283,7 +308,7 @@ fn one_interface_serves_both_sides(datapath: Choice) {
     let (address, server) = echo_server(&lab);
     transfer(&lab, address);
     assert_eq!(server.join().expect("no panic").ip(), EXTERNAL);
-    lab.command("client", &format!("ping -c 1 -W 2 {SERVER}"));
+    lab.command("client", &format!("ping -c 1 -W 10 {SERVER}"));
 
     let page = block_on(worker.handle().scan_sessions(
         0,
@@ -305,7 +330,7 @@ fn clients_reach_each_other_by_the_public_address(datapath: Choice) {
         let other = udp(&lab, "other", (Ipv4Addr::new(10, 0, 1, 11), 5000));
         other.send_to(b"hello", (external, mapped.port())).expect("sendable");
         let mut buffer = [0; 100];
-        let (count, from) = client.recv_from(&mut buffer).expect("it comes");
+        let (count, from) = receive(&client, &mut buffer).expect("it comes");
         assert_eq!(&buffer[..count], b"hello");
         assert!(!from.ip().to_string().starts_with("10."), "hairpinned with the external source: {from}");
     }
@@ -321,14 +346,14 @@ fn traffic_of_the_host_itself_is_untouched_and_unseen(datapath: Choice) {
         let listener = lab.run("nat", || TcpListener::bind("0.0.0.0:22").expect("a free port"));
         lab.run(name, move || TcpStream::connect_timeout(&(target, 22).into(), TIMEOUT).expect("a connection"));
         drop(listener);
-        lab.command(name, &format!("ping -c 1 -W 2 {target}"));
+        lab.command(name, &format!("ping -c 1 -W 10 {target}"));
     }
     let (address, server) = echo_server(&lab);
     lab.run("nat", move || drop(TcpStream::connect_timeout(&address, TIMEOUT).expect("a connection")));
     server.join().expect("no panic");
     assert_eq!(snapshot(&worker.handle()).datapath.received, 0, "the worker was woken for nothing");
     // The host's own ping is answered; the worker may see the reply, and lets it be.
-    lab.command("nat", &format!("ping -c 1 -W 2 {SERVER}"));
+    lab.command("nat", &format!("ping -c 1 -W 10 {SERVER}"));
     worker.stop().expect("a clean end");
 }
 
@@ -346,7 +371,7 @@ fn kernel_answers_on_nats_ports_only_when_the_worker_has_stopped(datapath: Choic
     let handle = worker.handle();
     let began = Instant::now();
     worker.stop().expect("a clean end");
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < TIMEOUT);
     // A command that another test starts just now has a copy of all that was open until it runs.
     wait_for("the filter to be gone", || refused(Duration::from_millis(300)));
     block_on(handle.stopped());
@@ -363,7 +388,7 @@ fn neighbour_that_moves_is_followed(datapath: Choice) {
     lab.ip("server", "link set eth0 address 02:00:00:00:00:99");
     // It makes itself known by asking for us.
     lab.ip("server", "neigh flush dev eth0");
-    lab.command("server", &format!("ping -c 1 -W 2 {EXTERNAL}"));
+    lab.command("server", &format!("ping -c 1 -W 10 {EXTERNAL}"));
     // The kernel knows; the worker may not have been told yet.
     server.set_read_timeout(Some(Duration::from_millis(200))).expect("settable");
     wait_for("the new address", || {
@@ -391,6 +416,7 @@ fn interface_that_goes_down_and_up_is_used_again(datapath: Choice) {
     lab.ip("nat", "link set ext down");
     wait_for("not ready", || snapshot(&handle).not_ready.iter().any(|reason| reason.contains("ext is down")));
     lab.ip("nat", "link set ext up");
+    lab.wait_up("server", "eth0");
     lab.ip("nat", "route add default via 192.0.2.1");
     wait_ready(&handle);
     exchange(&udp(&lab, "client", (CLIENT, 4000)), &udp(&lab, "server", (SERVER, 4000)));
@@ -458,7 +484,8 @@ fn reconfiguring_moves_ports_between_nat_and_host(datapath: Choice) {
         ..nat::Config::default()
     };
     block_on(handle.reconfigure(config, Vec::new())).expect("the worker runs").expect("a good configuration");
+    host.set_read_timeout(Some(TIMEOUT)).expect("settable");
     server.send_to(b"for us", (EXTERNAL, 5000)).expect("sendable");
-    host.recv(&mut [0; 10]).expect("it is the host's port now");
+    receive(&host, &mut [0; 10]).expect("it is the host's port now");
     worker.stop().expect("a clean end");
 }

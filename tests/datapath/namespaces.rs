@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 
+use crate::wait_for;
+
 /// Namespaces that are gone when this is dropped, also when the test fails.
 pub struct Lab {
     prefix: String,
@@ -25,13 +27,24 @@ impl Lab {
         lab
     }
 
-    /// Joins two namespaces by a veth pair, up at both ends.
+    /// Joins two namespaces by a veth pair, up at both ends: each sends what it is given.
     pub fn veth(&self, a: (&str, &str), b: (&str, &str)) {
         let (ns_a, ns_b) = (self.full(a.0), self.full(b.0));
         let pair = ["link", "add", a.1, "netns", &ns_a, "type", "veth", "peer", "name", b.1, "netns", &ns_b];
         run("ip", &pair);
         self.ip(a.0, &format!("link set {} up", a.1));
         self.ip(b.0, &format!("link set {} up", b.1));
+        self.wait_up(a.0, a.1);
+        self.wait_up(b.0, b.1);
+    }
+
+    /// Waits until an interface sends: the kernel drops what it is given until it has taken note of the carrier, which
+    /// it does when it has time.
+    pub fn wait_up(&self, name: &str, interface: &str) {
+        let full = self.full(name);
+        wait_for(&format!("{name}'s {interface} to be up"), || {
+            run("ip", &["-n", &full, "link", "show", "dev", interface]).contains(" state UP ")
+        });
     }
 
     pub fn ip(&self, name: &str, arguments: &str) {
@@ -77,8 +90,10 @@ impl Drop for Lab {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) {
+/// Gives what it prints.
+fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().expect("the program is installed");
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {}: {complaint}", arguments.join(" "));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

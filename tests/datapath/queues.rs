@@ -6,7 +6,7 @@ use egret::datapath::{Choice, Config, Worker, XdpConfig, interfaces, spawn};
 use egret::nat::{self, ExternalAddress};
 
 use crate::namespaces::Lab;
-use crate::{CLIENT, EXTERNAL, SERVER, snapshot, two_armed, udp, wait_for, wait_ready};
+use crate::{CLIENT, EXTERNAL, SERVER, receive, snapshot, two_armed, udp, wait_for, wait_ready};
 
 /// The four ends of the two links.
 const ENDS: [(&str, &str); 4] = [("client", "eth0"), ("nat", "int"), ("nat", "ext"), ("server", "eth0")];
@@ -30,6 +30,14 @@ fn set_queues(lab: &Lab, count: u32) {
         for (name, interface) in ENDS {
             lab.command(name, &format!("ethtool -L {interface} {kind} {count}"));
         }
+    }
+    wait_up(lab);
+}
+
+/// The number of queues is changed without a carrier.
+fn wait_up(lab: &Lab) {
+    for (name, interface) in ENDS {
+        lab.wait_up(name, interface);
     }
 }
 
@@ -61,16 +69,12 @@ fn open_sessions(lab: &Lab, first_port: u16) -> u32 {
     let mut lost = 0;
     for port in first_port..first_port + 32 {
         let client = udp(lab, "client", (CLIENT, port));
-        for socket in [&client, &server] {
-            socket.set_read_timeout(Some(Duration::from_millis(200))).expect("settable");
-        }
         wait_for("an answer", || {
             let mut buffer = [0; 16];
             client.send_to(b"question", (SERVER, first_port)).expect("sendable");
-            let answered = server
-                .recv_from(&mut buffer)
+            let answered = receive(&server, &mut buffer)
                 .and_then(|(_, seen)| server.send_to(b"answer", seen))
-                .and_then(|_| client.recv_from(&mut buffer));
+                .and_then(|_| receive(&client, &mut buffer));
             lost += u32::from(answered.is_err());
             answered.is_ok()
         });
@@ -122,6 +126,7 @@ fn queues_that_only_receive_are_served_by_those_that_send() {
     for (name, interface) in [("nat", "int"), ("nat", "ext")] {
         lab.command(name, &format!("ethtool -L {interface} tx 1"));
     }
+    wait_up(&lab);
     let worker = start(&lab);
     assert_eq!(open_sessions(&lab, 4000), 0);
     worker.stop().expect("a clean end");

@@ -145,6 +145,8 @@ fn web_page(lab: &Lab, web: &Web) -> Result<String> {
             return Err(Failure::new(format!("client{client} got `{page}`")));
         }
     }
+    // It writes its log when the page has gone.
+    lab.internet().wait_for("the server's log", || Ok(web.clients().len() >= 2))?;
     let seen = web.clients();
     if seen != [PUBLIC.to_string(), PUBLIC.to_string()] {
         return Err(Failure::new(format!("the server saw {seen:?}")));

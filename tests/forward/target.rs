@@ -1,11 +1,12 @@
 //! Targets, and a listener in front of them.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use egret::balance::{self, HealthCheck, State, TargetSnapshot};
 use egret::forward::{Check, Common, Config, Listener, Report, bind};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -18,6 +19,14 @@ pub struct Target {
     serving: JoinSet<()>,
     /// Takes no more connections once this is told.
     deaf: Arc<Notify>,
+    /// The same as that of the task that serves.
+    socket: std::net::TcpListener,
+}
+
+/// Where a target was: whoever connects is refused, and nobody else is given the port by chance.
+pub struct Place {
+    pub address: SocketAddr,
+    _socket: std::net::TcpListener,
 }
 
 impl Target {
@@ -28,7 +37,7 @@ impl Target {
     pub fn at(name: &str, address: SocketAddr) -> Self {
         let socket = bind(address).unwrap();
         socket.set_nonblocking(true).unwrap();
-        let listener = TcpListener::from_std(socket).unwrap();
+        let listener = TcpListener::from_std(socket.try_clone().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let mut serving = JoinSet::new();
         let greeting = name.to_owned();
@@ -42,10 +51,10 @@ impl Target {
                     () = told.notified() => break,
                 };
             }
-            drop(listener);
+            let _ = SockRef::from(&listener).shutdown(Shutdown::Read);
             while connections.join_next().await.is_some() {}
         });
-        Self { address, name: name.to_owned(), serving, deaf }
+        Self { address, name: name.to_owned(), serving, deaf, socket }
     }
 
     /// Refuses connections from now on, and keeps those that it has.
@@ -54,9 +63,11 @@ impl Target {
     }
 
     /// Is gone, with all of its connections.
-    pub async fn stop(mut self) -> (String, SocketAddr) {
+    pub async fn stop(mut self) -> (String, Place) {
         self.serving.shutdown().await;
-        (self.name, self.address)
+        // To close it would not be enough: a program that another test starts just now has a copy of it until it runs.
+        SockRef::from(&self.socket).shutdown(Shutdown::Read).unwrap();
+        (self.name, Place { address: self.address, _socket: self.socket })
     }
 }
 

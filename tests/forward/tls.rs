@@ -241,12 +241,15 @@ async fn client_that_is_slow_to_say_who_it_is_is_reset() {
     let drip = async {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            writer.write_all(&[0]).await.unwrap();
+            if let Err(error) = writer.write_all(&[0]).await {
+                return error;
+            }
         }
     };
+    // Whoever of the two sees the reset first takes it away from the other.
     tokio::select! {
         read = reader.read(&mut answer) => assert_reset(read),
-        () = drip => {}
+        error = drip => assert_reset(Err(error)),
     }
     let elapsed = start.elapsed().as_secs();
     assert!((9..=11).contains(&elapsed), "{elapsed} s");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use egret::peer::{Config, Down, Event, Fault, Key, Refusal, bind};
 
-use crate::node::{Node, assert_talking, config, heartbeat, hello, offer, pair, socket, vacant};
+use crate::node::{Node, assert_talking, config, heartbeat, hello, offer, pair, socket, socket_at, vacant};
 use crate::proxy::Proxy;
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn who_has_ended_is_noticed_at_once_and_found_again() {
         let mut stays = Node::start(config(stays, &key, &[(leaves, at_leaves)]), at_stays);
         for round in 0..3 {
             // Its port is free again as soon as it has ended.
-            let mut other = Node::start(of_leaves.clone(), bind(at_leaves).unwrap());
+            let mut other = Node::start(of_leaves.clone(), socket_at(at_leaves).await);
             stays.up(leaves).await;
             other.up(&stays.name).await;
             assert_talking(&mut stays, &mut other, round).await;
@@ -142,7 +142,7 @@ async fn new_key_holds_for_new_connections_and_leaves_the_others() {
     assert_eq!(old.until(told).await, Fault::Key);
     drop(a);
     b.down("a").await;
-    let mut again = Node::start(config("a", &new, &[("b", at_b)]), bind(at_a).unwrap());
+    let mut again = Node::start(config("a", &new, &[("b", at_b)]), socket());
     again.up("b").await;
     b.up("a").await;
 }

@@ -47,7 +47,7 @@ async fn bytes_that_are_not_of_the_protocol_are_refused() {
 async fn hundred_who_say_nothing_do_not_keep_a_peer_out() {
     let key = Key::generate().unwrap();
     let (mut a, mut b) = pair(&key).await;
-    let (at_a, at_b) = (a.link.listen(), b.link.listen());
+    let at_b = b.link.listen();
     let mut idle = Vec::new();
     for _ in 0..100 {
         idle.push(TcpStream::connect(at_b).await.unwrap());
@@ -61,7 +61,7 @@ async fn hundred_who_say_nothing_do_not_keep_a_peer_out() {
     drop(a);
     b.down("a").await;
     let start = Instant::now();
-    let mut again = Node::start(config("a", &key, &[("b", at_b)]), egret::peer::bind(at_a).unwrap());
+    let mut again = Node::start(config("a", &key, &[("b", at_b)]), socket());
     again.up("b").await;
     b.up("a").await;
     assert!(start.elapsed() < Duration::from_millis(1900), "places were free only when they had run out");

@@ -1,11 +1,12 @@
 //! An instance with its links, and what happens on them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use egret::failover::{Failback, Gateway, Health, Heartbeat, Hello, Message, Offer, Planned, VERSION};
 use egret::peer::{self, Config, Down, Event, Key, Link, PeerReport};
+use socket2::SockRef;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
@@ -29,9 +30,24 @@ pub fn socket() -> TcpListener {
     peer::bind(SocketAddr::new(LOCALHOST, 0)).unwrap()
 }
 
-/// A port where nobody listens for now.
+/// Listens where somebody has just ended: a program that another test starts has a copy of that socket until it runs.
+pub async fn socket_at(address: SocketAddr) -> TcpListener {
+    let bound = async {
+        loop {
+            match peer::bind(address) {
+                Ok(socket) => return socket,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    timeout(PATIENCE, bound).await.unwrap()
+}
+
+/// A port where nobody listens for now. Nobody else is given it by chance, and it can be bound again.
 pub fn vacant() -> SocketAddr {
-    socket().local_addr().unwrap()
+    let socket: &TcpListener = Box::leak(Box::new(socket()));
+    SockRef::from(socket).shutdown(Shutdown::Read).unwrap();
+    socket.local_addr().unwrap()
 }
 
 pub fn hello(name: &str) -> Hello {

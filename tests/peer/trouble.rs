@@ -9,7 +9,8 @@ use tokio::time::{Instant, interval, timeout};
 use crate::node::{Node, config, heartbeat, hello, offer, socket, vacant};
 use crate::proxy::Proxy;
 
-const SILENCE: Duration = Duration::from_millis(600);
+/// Not so short that a laden machine is silent for as long.
+const SILENCE: Duration = Duration::from_secs(2);
 
 fn impatient(config: Config) -> Config {
     Config { silence: SILENCE, ..config }

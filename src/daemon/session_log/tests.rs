@@ -47,12 +47,13 @@ fn to(path: &Path) -> Config {
     Config { to: Some(Target::File(path.to_owned())), ..Config::default() }
 }
 
-/// Waits until so many lines are there.
+/// Waits until so many lines are there. The last may be there in part.
 fn lines(path: &Path, count: usize) -> Vec<Value> {
     for _ in 0..2000 {
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        if text.lines().count() >= count {
-            return text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let whole: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        if whole.len() >= count {
+            return whole.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -1,3 +1,5 @@
+use nix::libc;
+
 use super::*;
 use crate::nat::StaticMapping;
 use crate::wire::Endpoint;
@@ -66,4 +68,23 @@ fn external_address_of_this_host_is_both() {
     let address = Ipv4Addr::new(192, 0, 2, 1);
     let kinds = kinds_of(&BTreeSet::from([address]), &BTreeSet::from([address])).expect("few");
     assert_eq!(kinds[&address], ADDRESS_HOST | ADDRESS_EXTERNAL);
+}
+
+#[test]
+fn verifier_that_a_signal_interrupts_is_asked_again_and_one_that_refuses_is_not() {
+    let attempts = |error, fail_first: u32| {
+        let mut count = 0;
+        let loaded = load(|| {
+            count += 1;
+            if count > fail_first {
+                Ok(())
+            } else {
+                Err(BpfError::Verifier(io::Error::from_raw_os_error(error)))
+            }
+        });
+        (loaded.is_ok(), count)
+    };
+    assert_eq!(attempts(libc::EAGAIN, 3), (true, 4));
+    assert_eq!(attempts(libc::EAGAIN, 100), (false, LOAD_ATTEMPTS));
+    assert_eq!(attempts(libc::EINVAL, 3), (false, 1));
 }
