@@ -373,13 +373,16 @@ impl Tender {
 
     /// Tells of the identity, now and whenever it has changed. One that is no longer told stays as it was.
     async fn follow(&self, identity: Identity) {
+        let mut refreshed = self.refresh.notified();
         self.publish(identity);
         let mut is_well = true;
         loop {
             tokio::select! {
                 () = sleep(self.every) => {}
-                () = self.refresh.notified() => {}
+                () = refreshed => {}
             }
+            // From here on, so that nothing that is asked for during the look is missed.
+            refreshed = self.refresh.notified();
             match self.imds.identity(self.interface.mac).await {
                 Ok(identity) => {
                     is_well = true;

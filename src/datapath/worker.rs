@@ -514,16 +514,21 @@ impl State {
         }
         let external = self.datapath.port(Side::External);
         let (index, name) = (self.datapath.ports[external].index, self.datapath.ports[external].name.clone());
-        for address in &self.engine.config().external_addresses {
-            if !self.addresses.contains(&(index, address.private)) {
-                reasons.push(format!("external address {} is not on interface {name}", address.private));
-            }
+        for private in self.missing_addresses() {
+            reasons.push(format!("external address {private} is not on interface {name}"));
         }
         if let Err(reason) = self.datapath.forwarding.next_hops.check_default_route(self.now, index) {
             reasons.push(format!("interface {name}: {reason}"));
         }
         self.send_requests();
         reasons
+    }
+
+    /// External addresses that the interface has not, as far as is known.
+    fn missing_addresses(&self) -> Vec<Ipv4Addr> {
+        let index = self.datapath.ports[self.datapath.port(Side::External)].index;
+        let all = self.engine.config().external_addresses.iter().map(|address| address.private);
+        all.filter(|private| !self.addresses.contains(&(index, *private))).collect()
     }
 
     fn is_in_force(&self, config: &nat::Config, bypass: &[Ipv4Net]) -> bool {
@@ -538,6 +543,10 @@ impl State {
         self.serve();
         self.config.bypass = bypass;
         self.datapath.forwarding.set_internal(&self.engine.config().internal);
+        if !self.missing_addresses().is_empty() {
+            // The host may just have been given one. By the next look, peers would have heard that packets do not flow.
+            self.read_anew();
+        }
         let trouble = self.configure_filters();
         self.set_trouble(trouble);
         Ok(())

@@ -64,8 +64,11 @@ impl Site {
             Ok((0..count).all(|index| {
                 let fleet = site.fleet(index);
                 let peers = fleet["peers"].as_array().cloned().unwrap_or_default();
+                let gateways = fleet["gateways"].as_array().cloned().unwrap_or_default();
                 peers.len() == count - 1
                     && peers.iter().all(|peer| peer["state"] == "alive" && peer["health"] == "well")
+                    && gateways.len() == count
+                    && gateways.iter().all(|gateway| gateway["host"] == gateway["gateway"])
             }))
         })?;
         Ok(site)
@@ -202,10 +205,12 @@ fn each_instance_has_its_home_gateway_and_is_the_others_standby() -> Result {
     for index in 0..2 {
         assert_eq!(site.at_ec2(index), (Some(index), Some(index)));
         site.answers(index)?;
-        let status = site.egret(index).status()?;
         let own = format!("203.0.113.{}", 7 + index);
-        assert_eq!(status["external_addresses"].as_array().map(Vec::len), Some(1), "{status}");
-        assert_eq!(status["external_addresses"][0]["public"], own.as_str());
+        site.wait("readiness with its own address and no other", |site| {
+            let status = site.egret(index).status()?;
+            let addresses = status["external_addresses"].as_array().cloned().unwrap_or_default();
+            Ok(status["ready"] == true && addresses.len() == 1 && addresses[0]["public"] == own.as_str())
+        })?;
         let text = site.egret(index).command(&["status"])?.success()?.stdout;
         assert!(text.contains(&format!("{}: active here", NAMES[index])), "{text}");
         assert!(text.contains(&format!("{}: at {}", NAMES[1 - index], NAMES[1 - index])), "{text}");
@@ -257,10 +262,12 @@ fn stopped_host_wakes_as_a_standby_and_writes_nothing() -> Result {
     let writes = site.ec2.lock().unwrap().writes();
     site.egret(0).process.signal(Signal::SIGCONT)?;
     moved?;
-    site.wait("the one that slept to know", |site| Ok(site.gateway(0, 0)["host"] == NAMES[1]))?;
+    site.wait("the one that slept to know", |site| {
+        let gateway = site.gateway(0, 0);
+        Ok(gateway["host"] == NAMES[1] && gateway["role"] == "standby")
+    })?;
     assert_eq!(site.at_ec2(0), (Some(1), Some(1)));
     assert_eq!(site.ec2.lock().unwrap().writes(), writes, "{}", site.egret(0).process.log());
-    assert_eq!(site.gateway(0, 0)["role"], "standby");
     Ok(())
 }
 
@@ -285,9 +292,10 @@ fn host_without_the_internet_is_replaced() -> Result {
     site.wait_moved(0, 1, begun)?;
     site.wait_active(1, 0)?;
     assert_eq!(site.gateway(1, 0)["why"], "the host was unwell");
-    let peer = &site.fleet(1)["peers"][0];
-    assert_eq!((&peer["state"], &peer["health"]), (&"alive".into(), &"the internet is not reached".into()));
-    Ok(())
+    site.wait("its ailment to be named", |site| {
+        let peer = &site.fleet(1)["peers"][0];
+        Ok(peer["state"] == "alive" && peer["health"] == "the internet is not reached")
+    })
 }
 
 #[test]

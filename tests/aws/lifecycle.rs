@@ -9,10 +9,13 @@ use crate::fleet::{Fault, Fleet, GROUP, OURSELVES};
 use crate::tag_targets::stub;
 
 const WAITS: Waits = Waits {
-    call_timeout: Duration::from_millis(500),
+    call_timeout: Duration::from_secs(10),
     first: Duration::from_millis(10),
     longest: Duration::from_millis(40),
 };
+
+/// Of a service that says nothing.
+const GIVEN_UP: Duration = Duration::from_millis(500);
 
 struct World {
     fleet: Arc<Mutex<Fleet>>,
@@ -22,9 +25,15 @@ struct World {
 
 impl World {
     async fn new(state: Option<&'static str>) -> Self {
-        let fleet = Arc::new(Mutex::new(Fleet { state, ..Fleet::default() }));
+        Self::with(state, None).await
+    }
+
+    async fn with(state: Option<&'static str>, fault: Option<Fault>) -> Self {
+        let is_silent = matches!(fault, Some(Fault::Silence));
+        let fleet = Arc::new(Mutex::new(Fleet { state, fault, ..Fleet::default() }));
         let calls = Calls::default();
-        let lifecycle = Lifecycle::new(&stub(&fleet).await, OURSELVES, calls.clone(), WAITS);
+        let waits = Waits { call_timeout: if is_silent { GIVEN_UP } else { WAITS.call_timeout }, ..WAITS };
+        let lifecycle = Lifecycle::new(&stub(&fleet).await, OURSELVES, calls.clone(), waits);
         Self { fleet, calls, lifecycle }
     }
 
@@ -111,8 +120,7 @@ async fn every_failure_is_recovered_from() {
         Fault::Error("CompleteLifecycleAction", 403, "AccessDenied"),
         Fault::Error("CompleteLifecycleAction", 400, "ValidationError"),
     ] {
-        let world = World::new(Some("Pending:Wait")).await;
-        world.fleet(|fleet| fleet.fault = Some(fault));
+        let world = World::with(Some("Pending:Wait"), Some(fault)).await;
         let going = world.in_vain(Transition::Launching).await;
         if let Fault::Error(action, _, code) = fault {
             let outcome = if code == "AccessDenied" { Outcome::Unauthorized } else { Outcome::Refused };

@@ -1,16 +1,16 @@
 //! From an empty world to working against moto, an EC2 that others wrote. `make test` installs it.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_sdk_ec2::Client;
 use egret::aws::{
     Calls, Check, Desired, Ec2, ElasticIps, Outcome, Reconciler, Routes, Tables, Way, observe, plan,
 };
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::reconcile::{TIMING, config};
 
@@ -24,20 +24,25 @@ impl Moto {
     pub async fn start() -> Self {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/moto/bin/moto_server");
         assert!(program.is_file(), "no {}: `make test` installs it, or `make moto`", program.display());
-        // Free a moment ago; moto takes no other way to say where it is.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = Command::new(program)
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let moto = Self { process, endpoint: format!("http://127.0.0.1:{port}") };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert!(Instant::now() < deadline, "moto does not listen");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        // On a port of its own choice: one that was free a moment ago may be somebody else's by now.
+        let mut command = Command::new(program);
+        command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut moto = Self { process, endpoint: String::new() };
+        let (told, endpoint) = oneshot::channel();
+        std::thread::spawn(move || {
+            let mut told = Some(told);
+            // To its end, as a pipe that nobody reads would stop it.
+            for line in lines {
+                let endpoint = line.trim().strip_prefix("* Running on ").map(str::to_owned);
+                if let Some((told, endpoint)) = endpoint.and_then(|endpoint| Some((told.take()?, endpoint))) {
+                    let _ = told.send(endpoint);
+                }
+            }
+        });
+        let endpoint = tokio::time::timeout(Duration::from_secs(60), endpoint).await;
+        moto.endpoint = endpoint.expect("moto says in time where it listens").expect("it goes on");
         moto
     }
 }

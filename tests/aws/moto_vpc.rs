@@ -1,17 +1,18 @@
 //! The VPC of [`crate::vpc`] at moto, an EC2 that others wrote. Between the daemons and moto stands a relay that takes
-//! note of each request, can fail it, and passes the rest on as it is; what moto then has is where packets go.
+//! note of each request, can fail it, and passes the rest on as it is; what moto then has is where packets go, and shows
+//! before whoever has changed it is answered.
 //!
 //! Moto's public addresses are of the loopback network: the internet has others in their place. It has all Elastic IPs
 //! of an interface on its primary address.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use aws_sdk_ec2::Client;
 use egret::aws::{Calls, Ec2 as Asked, Tables};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::ec2::{Ec2, ElasticIp, Table};
 use crate::http::{Answer, Request, serve_at};
@@ -36,14 +37,12 @@ pub fn build(count: usize) -> Result<(Vpc, Process)> {
     wait_for("moto", DEADLINE * 2, || Ok(lab.router().wait_listening(Transport::Tcp, port.parse()?).is_ok()))?;
     let ids = inside(lab.router(), move || in_turn(create(count)))?;
     let ec2 = Arc::new(Mutex::new(world(&ids)));
-    let is_changed = Arc::new(AtomicBool::new(true));
-    let (shown, changed) = (Arc::downgrade(&ec2), Arc::clone(&is_changed));
-    let known = ids.clone();
-    let relay = Arc::clone(&ec2);
+    let (look, looks) = unbounded_channel();
+    let (relay, shown, known) = (Arc::clone(&ec2), Arc::clone(&ec2), ids.clone());
     let served = in_namespace(lab.router(), move || {
-        // In the same network namespace, until nobody looks any more.
-        std::thread::spawn(move || in_turn(follow(shown, known, changed)));
-        serve_at("10.0.0.1:0", move |request| pass(&relay, &is_changed, request))
+        // In the same network namespace, for as long as there is a relay.
+        std::thread::spawn(move || in_turn(follow(&shown, &known, looks)));
+        serve_at("10.0.0.1:0", move |request| pass(&relay, &look, request))
     })?;
     Ok((Vpc::around(lab, ec2, ids, served)?, moto))
 }
@@ -81,7 +80,7 @@ async fn create(count: usize) -> Ids {
 }
 
 /// Passes a request on, unless there is to be a fault.
-fn pass(relay: &Mutex<Ec2>, is_changed: &AtomicBool, request: &Request) -> Answer {
+fn pass(relay: &Mutex<Ec2>, look: &UnboundedSender<Shown>, request: &Request) -> Answer {
     let action = match relay.lock().unwrap().admit(request) {
         Ok((action, form)) => {
             assert!(action != "AssociateAddress" || form.get("AllowReassociation") == "false");
@@ -91,7 +90,11 @@ fn pass(relay: &Mutex<Ec2>, is_changed: &AtomicBool, request: &Request) -> Answe
     };
     let answer = ask(request).unwrap_or(Answer::Closed);
     if !action.starts_with("Describe") {
-        is_changed.store(true, Ordering::Release);
+        let (shown, is_shown) = mpsc::channel();
+        look.send(shown).expect("somebody looks");
+        if is_shown.recv_timeout(DEADLINE).is_err() {
+            return Answer::Closed;
+        }
     }
     answer
 }
@@ -116,24 +119,22 @@ fn ask(request: &Request) -> std::io::Result<Answer> {
     Ok(Answer::Http(status, "content-type: text/xml\r\n", body.to_owned()))
 }
 
-/// Shows what there is at moto whenever something was changed by the relay, and now and then.
-async fn follow(shown: Weak<Mutex<Ec2>>, ids: Ids, is_changed: Arc<AtomicBool>) {
+/// Whom to tell that what there is now shows.
+type Shown = mpsc::Sender<()>;
+
+/// Shows what there is at moto whenever it is asked to.
+async fn follow(shown: &Mutex<Ec2>, ids: &Ids, mut looks: UnboundedReceiver<Shown>) {
     let ec2 = Asked::new(&config(&format!("http://{MOTO}")), Calls::default(), Duration::from_secs(20));
-    let mut last = Instant::now();
-    while shown.strong_count() > 0 {
-        if is_changed.swap(false, Ordering::Acquire) || last.elapsed() > Duration::from_secs(1) {
-            let tables = ec2.route_tables(&Tables::Ids(ids.tables.clone())).await;
-            let addresses = ec2.elastic_ips(&ids.allocations).await;
-            if let (Ok(tables), Ok(addresses), Some(shown)) = (tables, addresses, shown.upgrade()) {
-                let world = &mut shown.lock().unwrap().world;
-                world.tables =
-                    tables.into_iter().map(|table| (table.id.clone(), as_table(&ids, table))).collect();
-                world.elastic_ips =
-                    addresses.into_iter().map(|ip| (ip.allocation.clone(), as_address(&ids, ip))).collect();
-            }
-            last = Instant::now();
+    while let Some(is_shown) = looks.recv().await {
+        let tables = ec2.route_tables(&Tables::Ids(ids.tables.clone())).await;
+        let addresses = ec2.elastic_ips(&ids.allocations).await;
+        if let (Ok(tables), Ok(addresses)) = (tables, addresses) {
+            let world = &mut shown.lock().unwrap().world;
+            world.tables = tables.into_iter().map(|table| (table.id.clone(), as_table(ids, table))).collect();
+            world.elastic_ips =
+                addresses.into_iter().map(|ip| (ip.allocation.clone(), as_address(ids, ip))).collect();
+            let _ = is_shown.send(());
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

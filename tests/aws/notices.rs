@@ -1,6 +1,7 @@
 //! Notices of the metadata service, and what the daemon makes of them.
 
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -157,6 +158,20 @@ fn wait_answer(lab: &Lab) -> Result {
     lab.nat().wait_for("an answer of the target", || Ok(asked(lab)?.is_ok_and(|answer| answer == "server 1")))
 }
 
+/// A connection to the listener, which is the only one there is.
+fn open(lab: &Lab, egret: &Egret) -> Result<TcpStream> {
+    let counted = |count| {
+        lab.nat().wait_for(&format!("{count} connections"), || {
+            Ok(egret.status()?["listeners"][0]["connections"].as_u64() == Some(count))
+        })
+    };
+    // Those before it may take a moment to end.
+    counted(0)?;
+    let connection = connect(lab, 5000, 1)?.remove(0);
+    counted(1)?;
+    Ok(connection)
+}
+
 fn interruption_in(mode: &str) -> Result {
     let lab = Lab::new(Options::default())?;
     let server = Web::start(lab.client(1), 5000)?;
@@ -165,10 +180,7 @@ fn interruption_in(mode: &str) -> Result {
     let site = Site::start(lab.nat())?;
     let mut egret = site.spawn(lab.nat(), &listener(mode))?;
     wait_answer(&lab)?;
-    let mut open = connect(&lab, 5000, 1)?;
-    lab.nat().wait_for("the connection to be counted", || {
-        Ok(egret.status()?["listeners"][0]["connections"].as_u64() == Some(1))
-    })?;
+    let mut open = open(&lab, &egret)?;
     site.tell(SPOT, Some(TERMINATE));
     let notice =
         json!([{ "kind": "spot_interruption", "detail": "terminate", "at": 1_915_950_120, "end": true }]);
@@ -184,10 +196,10 @@ fn interruption_in(mode: &str) -> Result {
     egret.process.wait_for_log("configuration reloaded")?;
     assert!(asked(&lab)?.is_err());
     // What is open goes on, and NAT as well.
-    open[0].set_read_timeout(Some(DEADLINE))?;
-    open[0].write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    open.set_read_timeout(Some(DEADLINE))?;
+    open.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
-    open[0].read_to_string(&mut answer)?;
+    open.read_to_string(&mut answer)?;
     assert!(answer.ends_with("server 1\n"), "{answer}");
     drop(open);
     lab.client(1).run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
@@ -221,18 +233,15 @@ fn a_stop_waits_for_what_a_notice_has_begun_to_drain() -> Result {
     let site = Site::start(lab.nat())?;
     let mut egret = site.spawn(lab.nat(), &listener("proxy"))?;
     wait_answer(&lab)?;
-    let mut open = connect(&lab, 5000, 1)?;
-    lab.nat().wait_for("the connection to be counted", || {
-        Ok(egret.status()?["listeners"][0]["connections"].as_u64() == Some(1))
-    })?;
+    let mut open = open(&lab, &egret)?;
     site.tell(TARGET_STATE, Some("Terminated"));
     wait_for_notices(&lab, &egret, &json!([{ "kind": "termination", "end": true }]))?;
     egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
     egret.process.wait_for_log("waiting for forwarded connections to end")?;
-    open[0].set_read_timeout(Some(DEADLINE))?;
-    open[0].write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    open.set_read_timeout(Some(DEADLINE))?;
+    open.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
-    open[0].read_to_string(&mut answer)?;
+    open.read_to_string(&mut answer)?;
     assert!(answer.ends_with("server 1\n"), "{answer}");
     assert!(egret.process.wait(DEADLINE)?.success(), "{}", egret.process.log());
     Ok(())
@@ -275,10 +284,7 @@ fn hooks_are_completed_when_it_is_of_use_and_when_it_has_drained() -> Result {
     let log = egret.process.log();
     assert!(log.find(" ready") < log.find("lifecycle action completed"), "{log}");
     wait_answer(&lab)?;
-    let open = connect(&lab, 5000, 1)?;
-    lab.nat().wait_for("the connection to be counted", || {
-        Ok(egret.status()?["listeners"][0]["connections"].as_u64() == Some(1))
-    })?;
+    let open = open(&lab, &egret)?;
     site.fleet(|fleet| fleet.state = Some("Terminating:Wait"));
     site.tell(TARGET_STATE, Some("Terminated"));
     wait_for_notices(&lab, &egret, &json!([{ "kind": "termination", "end": true }]))?;
@@ -286,6 +292,9 @@ fn hooks_are_completed_when_it_is_of_use_and_when_it_has_drained() -> Result {
     drop(open);
     lab.nat().wait_for("the terminating hook", || Ok(site.fleet(|fleet| fleet.completed.len()) == 2))?;
     assert_eq!(site.fleet(|fleet| fleet.completed.clone()), [completed("ready"), completed("drained")]);
+    lab.nat().wait_for("it to be told", || {
+        Ok(egret.process.log().matches("lifecycle action completed").count() == 2)
+    })?;
     assert!(egret.stop(DEADLINE)?.success());
     let log = egret.process.log();
     assert!(log.find("forwarding has drained") < log.rfind("lifecycle action completed"), "{log}");

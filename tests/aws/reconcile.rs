@@ -1,6 +1,6 @@
 //! What is desired at EC2 is had, and kept, whatever EC2 answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,9 @@ pub const TIMING: Timing = Timing {
     max_backoff: Duration::from_millis(40),
     log_again: Duration::from_mins(10),
 };
-const CALL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Not for want of time on a busy machine, but where nothing is answered, a call is given up soon.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT_IN_SILENCE: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(30);
 const ANYWHERE: &str = "0.0.0.0/0";
 
@@ -70,10 +72,12 @@ impl Rig {
     }
 
     async fn timed(ec2: Ec2, desired: Desired, timing: Timing) -> Self {
+        let is_silent = matches!(ec2.fault, Fault::Silence(_));
+        let within = if is_silent { CALL_TIMEOUT_IN_SILENCE } else { CALL_TIMEOUT };
         let ec2 = Arc::new(Mutex::new(ec2));
         let stub = Arc::clone(&ec2);
         let address = serve(move |request| stub.lock().unwrap().answer(request)).await;
-        let client = Client::new(&config(&format!("http://{address}")), Calls::default(), CALL_TIMEOUT);
+        let client = Client::new(&config(&format!("http://{address}")), Calls::default(), within);
         let (desired, receiver) = watch::channel(desired);
         let refresh = Arc::<Notify>::default();
         let reconciler = Reconciler::new(client, receiver, Arc::clone(&refresh), timing);
@@ -151,15 +155,17 @@ async fn an_empty_world_is_brought_to_work_and_later_passes_write_nothing() {
     assert_eq!(writes, 7);
     rig.further_passes(3).await;
     assert_eq!(rig.ec2(|ec2| ec2.writes()), 7);
-    let steady: BTreeMap<String, usize> = rig.ec2(|ec2| {
-        let mut counts = BTreeMap::new();
-        for action in &ec2.calls[before..] {
-            *counts.entry(action.clone()).or_default() += 1;
-        }
-        counts
-    });
-    let (fewest, most) = (steady.values().min().unwrap(), steady.values().max().unwrap());
-    assert!(steady.len() == 3 && most - fewest <= 1, "three calls a pass: {steady:?}");
+    let steady = rig.ec2(|ec2| ec2.calls[before..].to_vec());
+    // Of the passes that were seen as a whole; the two last calls of each are made at once.
+    let passes: Vec<_> = steady.split(|action| action == "DescribeNetworkInterfaces").collect();
+    for pass in &passes[1..passes.len() - 1] {
+        let others: BTreeSet<&str> = pass.iter().map(String::as_str).collect();
+        assert_eq!(
+            (pass.len(), others),
+            (2, ["DescribeAddresses", "DescribeRouteTables"].into()),
+            "{steady:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -438,15 +444,16 @@ async fn an_outage_after_all_was_had_is_shown_and_what_drifted_in_it_is_put_back
 async fn throttling_ends_the_pass_and_the_next_ones_come_later_and_later() {
     let slow = Timing { max_backoff: Duration::from_secs(1), ..TIMING };
     let ec2 = Ec2::with(Fault::Error("DescribeNetworkInterfaces", 503, "RequestLimitExceeded"));
+    let begun = Instant::now();
     let mut rig = Rig::timed(ec2, desired(), slow).await;
     let failure = rig.failure().await;
     assert_eq!(failure, "ec2:DescribeNetworkInterfaces is throttled: RequestLimitExceeded");
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    // 10, 20, 40, ... ms, each at least half: 8 passes take 1.27 s at most, and half of that at least.
-    rig.ec2(|ec2| {
-        assert!(ec2.calls.len() <= 9, "{:?}", ec2.calls);
-        assert_eq!(ec2.made("DescribeNetworkInterfaces"), ec2.calls.len(), "{:?}", ec2.calls);
-    });
+    rig.further_passes(6).await;
+    // 10, 20, 40, ... ms, up to a second, each at least half.
+    let made = rig.ec2(|ec2| ec2.calls.len());
+    let least: u64 = (1..made).map(|wait| (5_u64 << (wait - 1).min(7)).min(500)).sum();
+    assert!(begun.elapsed() >= Duration::from_millis(least), "{made} passes in {:?}", begun.elapsed());
+    rig.ec2(|ec2| assert_eq!(ec2.made("DescribeNetworkInterfaces"), ec2.calls.len(), "{:?}", ec2.calls));
 }
 
 #[tokio::test]
@@ -461,13 +468,11 @@ async fn what_is_desired_may_change_and_a_look_may_be_asked_for() {
     });
     settled.await;
     rig.ec2(|ec2| ec2.set_route(TABLE, ANYWHERE, "nat-0123456789abcdef0", true));
-    tokio::time::sleep(Duration::from_millis(100)).await;
     let before = passes(&rig);
     rig.refresh.notify_waiters();
     rig.until("another way", |state| state.calls.iter().any(|((action, _), _)| *action == "ec2:ReplaceRoute"))
         .await;
     assert!(passes(&rig) > before);
-    tokio::time::sleep(Duration::from_millis(100)).await;
     let tables = Tables::Ids(vec![TABLE.to_owned(), OTHER_TABLE.to_owned()]);
     rig.desired.send_modify(|desired| desired.routes.as_mut().unwrap().tables = tables);
     rig.until("four routes", |state| state.routes.len() == 4).await;

@@ -140,7 +140,10 @@ impl Egret {
     /// # Errors
     /// If the file cannot be written, or the daemon has gone.
     pub fn reload(&self, toml: &str) -> Result {
-        fs::write(&self.config, toml)?;
+        // All at once: the daemon may still be reading it for the sake of an earlier reload.
+        let new = format!("{}.new", self.config);
+        fs::write(&new, toml)?;
+        fs::rename(&new, &self.config)?;
         self.process.signal(Signal::SIGHUP)
     }
 
