@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -404,9 +405,11 @@ impl Shared {
             let _ = to_target.write_all(&header).await;
             acknowledge_at_once(&to_target);
         }
-        let relayed = client
-            .relay(to_target, &self.common.pipes, &self.counted.carried, config.idle_timeout, claim.is_cut())
-            .await;
+        let relayed = {
+            // Each function that it is handed to would hold it once more.
+            let cut = pin!(claim.is_cut());
+            client.relay(to_target, &self.common.pipes, &self.counted.carried, config.idle_timeout, cut).await
+        };
         self.counted.add(relayed.ended);
         if config.access_log {
             tracing::info!(
