@@ -67,6 +67,21 @@ impl From<ProgramError> for BpfError {
     }
 }
 
+/// Has the kernel load a program. Its verifier gives up when a signal comes, as when the process is stopped and goes on,
+/// and is asked again.
+///
+/// # Errors
+/// See [`BpfError`].
+pub fn load(mut once: impl FnMut() -> Result<(), ProgramError>) -> Result<(), BpfError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match once() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return Ok(loaded?),
+        }
+    }
+    Ok(once()?)
+}
+
 /// What the classifier goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassifierConfig {
@@ -233,6 +248,9 @@ pub fn network_order(address: Ipv4Addr) -> u32 {
 const ADDRESS_HOST: u32 = 1;
 const ADDRESS_EXTERNAL: u32 = 2;
 const ADDRESSES: usize = 1024;
+
+/// As many as libbpf makes.
+const LOAD_ATTEMPTS: u32 = 5;
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use aya::programs::tc::{self, NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, SocketFilter, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
-use super::classifier::{BpfError, Classifier, ClassifierConfig, program};
+use super::classifier::{BpfError, Classifier, ClassifierConfig, load, program};
 
 /// A loaded filter. Dropping it detaches it.
 pub struct Filter {
@@ -27,8 +27,10 @@ impl Filter {
     /// See [`BpfError`].
     pub fn load(config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<Self, BpfError> {
         let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT)?;
-        program::<SocketFilter>(&mut ebpf, CAPTURE)?.load()?;
-        program::<SchedClassifier>(&mut ebpf, DIVERT)?.load()?;
+        let capture = program::<SocketFilter>(&mut ebpf, CAPTURE)?;
+        load(|| capture.load())?;
+        let divert = program::<SchedClassifier>(&mut ebpf, DIVERT)?;
+        load(|| divert.load())?;
         let mut filter = Self { ebpf, classifier: Classifier::default() };
         filter.configure(config, host)?;
         Ok(filter)

@@ -10,7 +10,7 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::table::{Hash, Table};
-use crate::datapath::classifier::{BpfError, Classifier, ClassifierConfig, map_mut, program};
+use crate::datapath::classifier::{BpfError, Classifier, ClassifierConfig, load, map_mut, program};
 use crate::datapath::sys::{FastPathCounters, FlowSlot, OurInterface, OurInterfaces, XdpLink};
 
 /// The loaded program.
@@ -40,7 +40,8 @@ impl Program {
                 }
                 error => error.into(),
             })?;
-        program::<Xdp>(&mut ebpf, PROGRAM)?.load()?;
+        let xdp = program::<Xdp>(&mut ebpf, PROGRAM)?;
+        load(|| xdp.load())?;
         let mut loaded =
             Self { ebpf, classifier: Classifier::default(), written: OurInterfaces::default(), hash };
         loaded.configure(config, host)?;
