@@ -1,16 +1,16 @@
 //! Clients that are no programs, but threads of this process in a host's namespace.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::host::{Failure, Host, Result};
+use super::host::{DEADLINE, Failure, Host, Result, wait_for};
 use super::{Lab, PUBLIC};
 
 /// Does something in a host's namespace. Sockets that it makes stay there.
@@ -41,7 +41,7 @@ pub fn connect(lab: &Lab, port: u16, count: usize) -> Result<Vec<TcpStream>> {
 ///
 /// # Errors
 /// If it is not had in time.
-pub fn ask(address: Ipv4Addr, port: u16) -> std::io::Result<String> {
+pub fn ask(address: Ipv4Addr, port: u16) -> io::Result<String> {
     let address = SocketAddr::from((address, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -50,7 +50,7 @@ pub fn ask(address: Ipv4Addr, port: u16) -> std::io::Result<String> {
     stream.read_to_string(&mut answer)?;
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.contains(" 200 ") => Ok(body.trim().to_owned()),
-        _ => Err(std::io::Error::other(format!("the answer was {answer:?}"))),
+        _ => Err(io::Error::other(format!("the answer was {answer:?}"))),
     }
 }
 
@@ -58,7 +58,8 @@ pub fn ask(address: Ipv4Addr, port: u16) -> std::io::Result<String> {
 #[derive(Debug)]
 pub struct Asking {
     ends: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Vec<Asked>>>,
+    all: Arc<Mutex<Vec<Asked>>>,
+    thread: JoinHandle<Result>,
 }
 
 /// One question.
@@ -66,7 +67,7 @@ pub struct Asking {
 pub struct Asked {
     pub begun: Instant,
     pub took: Duration,
-    pub answer: std::io::Result<String>,
+    pub answer: io::Result<String>,
 }
 
 impl Asking {
@@ -75,18 +76,26 @@ impl Asking {
     pub fn start(lab: &Lab, port: u16) -> Result<Self> {
         let ends = Arc::new(AtomicBool::new(false));
         let namespace = File::open(format!("/run/netns/{}", lab.internet().namespace))?;
-        let ended = Arc::clone(&ends);
+        let all = Arc::default();
+        let (ended, asked) = (Arc::clone(&ends), Arc::clone(&all));
         let thread = thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            let mut all = Vec::new();
             while !ended.load(Ordering::Relaxed) {
                 let begun = Instant::now();
                 let answer = ask(PUBLIC, port);
-                all.push(Asked { begun, took: begun.elapsed(), answer });
+                lock(&asked).push(Asked { begun, took: begun.elapsed(), answer });
             }
-            Ok(all)
+            Ok(())
         });
-        Ok(Self { ends, thread })
+        Ok(Self { ends, all, thread })
+    }
+
+    /// Waits until `condition` holds of all that was asked up to then.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub fn wait_for(&self, what: &str, mut condition: impl FnMut(&[Asked]) -> bool) -> Result {
+        wait_for(what, DEADLINE, || Ok(condition(&lock(&self.all))))
     }
 
     /// Ends, and gives all that was asked.
@@ -95,7 +104,63 @@ impl Asking {
     /// If it could not begin.
     pub fn stop(self) -> Result<Vec<Asked>> {
         self.ends.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| Failure::new("a client has panicked"))?
+        self.thread.join().map_err(|_| Failure::new("a client has panicked"))??;
+        Ok(std::mem::take(&mut *lock(&self.all)))
+    }
+}
+
+fn lock(all: &Mutex<Vec<Asked>>) -> MutexGuard<'_, Vec<Asked>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Somebody who downloads a file slowly, and for as long as the test needs: all but its begin is left where it is until
+/// [`Self::finish`], so the file must be larger than that and the buffers of all sockets on its way.
+#[derive(Debug)]
+pub struct Download {
+    hurries: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<u8>>>,
+}
+
+impl Download {
+    /// # Errors
+    /// If there is no such host.
+    pub fn start(host: &Host, address: Ipv4Addr, port: u16, name: &str) -> Result<Self> {
+        let hurries = Arc::new(AtomicBool::new(false));
+        let namespace = File::open(format!("/run/netns/{}", host.namespace))?;
+        let (hurry, request) = (Arc::clone(&hurries), format!("GET /{name} HTTP/1.0\r\n\r\n"));
+        let thread = thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(request.as_bytes())?;
+            let (mut got, mut chunk) = (Vec::new(), [0; 16 << 10]);
+            while !hurry.load(Ordering::Relaxed) {
+                if got.len() < BEGIN {
+                    let count = stream.read(&mut chunk)?;
+                    if count == 0 {
+                        return Err(Failure::new("the download ended in its begin"));
+                    }
+                    got.extend(&chunk[..count]);
+                }
+                thread::park_timeout(PACE);
+            }
+            stream.read_to_end(&mut got)?;
+            Ok(got)
+        });
+        Ok(Self { hurries, thread })
+    }
+
+    /// Takes all that is left, and gives the whole file.
+    ///
+    /// # Errors
+    /// If the connection broke at any time.
+    pub fn finish(self) -> Result<Vec<u8>> {
+        self.hurries.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        let mut answer = self.thread.join().map_err(|_| Failure::new("a client has panicked"))??;
+        let head = answer.windows(4).position(|end| end == b"\r\n\r\n");
+        let head = head.ok_or_else(|| Failure::new("the answer has no head"))?;
+        Ok(answer.split_off(head + 4))
     }
 }
 
@@ -111,4 +176,9 @@ pub fn answers(asked: impl IntoIterator<Item = Asked>) -> Result<Vec<String>> {
     asked.into_iter().map(answer).collect()
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// No promise of anybody: a machine may be busy.
+const PATIENCE: Duration = DEADLINE;
+
+/// How much of a [`Download`] is taken slowly, in bytes, and the time between two looks for more.
+const BEGIN: usize = 8 << 20;
+const PACE: Duration = Duration::from_millis(5);

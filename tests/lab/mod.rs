@@ -31,7 +31,7 @@ use super::DATAPATH;
 #[allow(unused_imports, reason = "as above")]
 pub use self::{
     cleanup::remove_kept,
-    clients::{Asked, Asking, answers, ask, connect, inside},
+    clients::{Asked, Asking, Download, answers, ask, connect, inside},
     egret::{Egret, Nat, kernel_nat},
     fabric::{Fabric, gateway_address, public_of_host},
     host::{DEADLINE, Failure, Host, Journal, Output, Process, Result, Transport, ended_by, wait_for},
@@ -317,6 +317,11 @@ impl Lab {
         } else {
             self.internet_gateway()?;
         }
+        // The kernel notes it a moment after the other end has come up; until then they show as without a carrier.
+        self.nat().wait_for("links that are up", || {
+            let links = self.nat().run("ip -br link show up")?;
+            Ok(links.lines().all(|link| link.starts_with("lo ") || link.contains(" UP ")))
+        })?;
         // The NAT host's own address is private too, and must not come out either where it has a public one.
         let but = match self.options.gateway {
             Gateway::ElasticIp => String::new(),

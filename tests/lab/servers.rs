@@ -81,6 +81,14 @@ impl Web {
         Ok(())
     }
 
+    /// What is under `/name`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn get(&self, name: &str) -> Result<Vec<u8>> {
+        Ok(fs::read(self.directory.join("files").join(name))?)
+    }
+
     /// The client addresses of its access log, one a request.
     #[must_use]
     pub fn clients(&self) -> Vec<String> {
@@ -163,9 +171,18 @@ impl Stun {
              --alt-listening-port 3479",
             host.directory.display()
         ))?;
-        host.wait_listening(Transport::Udp, 3478)?;
-        host.wait_listening(Transport::Udp, 3479)?;
-        let _ = process.ended()?;
+        // On both addresses by both ports, one after the other.
+        for address in [INTERNET, INTERNET_2] {
+            for port in [3478, 3479] {
+                host.wait_for("the STUN server", || {
+                    if let Some(status) = process.ended()? {
+                        return Err(Failure::new(format!("it ended, {status}:\n{}", process.log())));
+                    }
+                    let bound = host.run(&format!("ss -Hlnu src {address}:{port}"))?;
+                    Ok(!bound.trim().is_empty())
+                })?;
+            }
+        }
         Ok(Self { process })
     }
 }

@@ -4,13 +4,13 @@ use serde_json::Value;
 
 use crate::lab::{Egret, Failure, Lab, Result, Web};
 
-/// A section `[[forward]]` that checks its targets often.
+/// A section `[[forward]]` that checks its targets often, and forgives them what a busy machine makes them miss.
 pub fn listener(name: &str, port: u16, targets: &[String], more: &str) -> String {
     let targets: Vec<String> = targets.iter().map(|target| format!("\"{target}\"")).collect();
     format!(
         "\n[[forward]]\nname = \"{name}\"\nlisten = \"0.0.0.0:{port}\"\ntargets = [{}]\n\
          algorithm = \"round-robin\"\n{more}\n[forward.health]\ninterval = \"200ms\"\ntimeout = \"200ms\"\n\
-         healthy_threshold = 2\n",
+         healthy_threshold = 2\nunhealthy_threshold = 5\n",
         targets.join(", ")
     )
 }

@@ -1,11 +1,10 @@
 //! What the daemon tells about itself: by HTTP, in the session log, in its own log, and to whom.
 
 use std::fs;
-use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lab::{Egret, INTERNET, Lab, Options, Result, Web};
+use crate::lab::{DEADLINE, Egret, INTERNET, Lab, Options, Result, Web};
 
 #[test]
 fn health_and_metrics_are_served_by_http() -> Result {
@@ -42,7 +41,7 @@ fn an_address_that_is_taken_keeps_the_daemon_from_starting_and_it_says_so() -> R
     let _other = lab.nat().spawn("socat TCP-LISTEN:9464,bind=127.0.0.1 STDIO")?;
     lab.nat().wait_listening(crate::lab::Transport::Tcp, 9464)?;
     let mut egret = Egret::spawn(lab.nat(), &lab.config(""))?;
-    let status = egret.process.wait(Duration::from_secs(10))?;
+    let status = egret.process.wait(DEADLINE)?;
     assert_eq!(status.code(), Some(1));
     let told =
         "another program listens on 127.0.0.1:9464; set admin.listen to another address, or to \\\"off\\\"";
@@ -113,9 +112,12 @@ fn whoever_may_look_may_not_change_anything() -> Result {
     let egret = Egret::start(lab.nat(), &lab.config(""))?;
     // Of the socket's group, and not root.
     let ask = |request: &str| {
-        let to = format!("UNIX-CONNECT:{}", egret.socket());
-        let arguments = ["setpriv", "--reuid=65534", "--regid=0", "--clear-groups", "socat", "-", &to];
-        Ok::<_, crate::lab::Failure>(lab.nat().run_for(Duration::from_secs(10), &arguments, request)?.stdout)
+        let ask = format!(
+            "setpriv --reuid=65534 --regid=0 --clear-groups socat -t 20 - UNIX-CONNECT:{}",
+            egret.socket()
+        );
+        let arguments: Vec<&str> = ask.split(' ').collect();
+        Ok::<_, crate::lab::Failure>(lab.nat().run_for(DEADLINE, &arguments, request)?.stdout)
     };
     assert!(ask("{\"command\":\"status\"}\n")?.starts_with("{\"status\":"));
     assert!(ask("{\"command\":\"log_level\"}\n")?.starts_with("{\"log_level\":"));

@@ -5,12 +5,11 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::api::{listener, report, server, target, wait_states};
-use crate::lab::{Egret, INTERNET, Lab, Options, PUBLIC, Result, inside};
+use crate::lab::{DEADLINE, Egret, INTERNET, Lab, Options, PUBLIC, Result, inside};
 use crate::suite::serve;
 
 fn get(lab: &Lab, path: &str) -> Result<String> {
@@ -34,7 +33,7 @@ fn first_talker(lab: &Lab, by: &str) -> Result<String> {
 fn send_from_many(lab: &Lab, client: u8, sockets: u16) -> Result {
     let ports =
         format!("for port in $(seq 7001 {}); do echo x >/dev/udp/{INTERNET}/$port; done", 7000 + sockets);
-    lab.client(client).run_for(Duration::from_secs(20), &["bash", "-c", &ports], "")?.success()?;
+    lab.client(client).run_for(DEADLINE, &["bash", "-c", &ports], "")?.success()?;
     Ok(())
 }
 
@@ -43,12 +42,16 @@ fn when_ports_run_out_it_is_counted_and_the_host_that_takes_them_is_named() -> R
     let lab = Lab::new(Options::default())?;
     let limits = "port_range = \"2000-2031\"\non_exhaustion = \"refuse\"";
     let egret = Egret::start(lab.nat(), &lab.config(limits))?;
+    let used = "egret_nat_ports_used{address=\"0\",protocol=\"udp\"}";
     send_from_many(&lab, 2, 4)?;
+    lab.nat().wait_for("the ports of the one", || Ok(metric(&lab, used)? == 4))?;
     assert_eq!(metric(&lab, "egret_nat_port_allocation_failures_total{address=\"0\"}")?, 0);
     send_from_many(&lab, 1, 60)?;
-    assert!(metric(&lab, "egret_nat_port_allocation_failures_total{address=\"0\"}")? > 0);
-    assert!(metric(&lab, "egret_nat_dropped_packets_total{reason=\"ports_exhausted\"}")? > 0);
-    assert_eq!(metric(&lab, "egret_nat_ports_used{address=\"0\",protocol=\"udp\"}")?, 32);
+    lab.nat().wait_for("the failures to be counted", || {
+        Ok(metric(&lab, "egret_nat_port_allocation_failures_total{address=\"0\"}")? > 0
+            && metric(&lab, "egret_nat_dropped_packets_total{reason=\"ports_exhausted\"}")? > 0)
+    })?;
+    assert_eq!(metric(&lab, used)?, 32);
     let status = egret.command(&["status"])?.success()?.stdout;
     assert!(status.contains(&PUBLIC.to_string()), "{status}");
     lab.nat().wait_for("the host to be named", || {
@@ -63,7 +66,9 @@ fn when_a_limit_drops_packets_its_reason_is_counted_and_the_host_is_named() -> R
     let _egret = Egret::start(lab.nat(), &lab.config(limits))?;
     send_from_many(&lab, 2, 3)?;
     send_from_many(&lab, 1, 40)?;
-    assert_eq!(metric(&lab, "egret_nat_dropped_packets_total{reason=\"address_session_limit\"}")?, 30);
+    lab.nat().wait_for("the drops to be counted", || {
+        Ok(metric(&lab, "egret_nat_dropped_packets_total{reason=\"address_session_limit\"}")? == 30)
+    })?;
     lab.nat().wait_for("the host to be named", || {
         Ok(first_talker(&lab, "sessions")? == Lab::client_address(1).to_string())
     })
@@ -76,8 +81,8 @@ fn when_a_client_uses_a_connection_that_is_not_known_it_is_reset_and_counted() -
     let mut egret = Egret::start(lab.nat(), &lab.config(""))?;
     let server = SocketAddr::from((INTERNET, 7000));
     let mut stream = inside(lab.client(1), move || TcpStream::connect(server))??;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    egret.stop(Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    egret.stop(DEADLINE)?;
     let _egret = Egret::start(lab.nat(), &lab.config(""))?;
     stream.write_all(b"still there?")?;
     let error = stream.read(&mut [0; 8]).err().map(|error| error.kind());
@@ -140,9 +145,9 @@ fn when_all_targets_are_unhealthy_the_status_says_why_and_all_are_asked() -> Res
     let api = listener("api", 5000, &[target(1)], "") + matcher;
     let egret = Egret::start(lab.nat(), &lab.config(&api))?;
     wait_states(&lab, &egret, "api", &["unhealthy"])?;
-    let told = report(&egret, "api")?;
-    let why = told["targets"][0]["why"].as_str().unwrap_or_default();
-    assert!(why.contains("200"), "the status that was had: {told}");
+    lab.nat().wait_for("the status that was had", || {
+        Ok(report(&egret, "api")?["targets"][0]["why"].as_str().is_some_and(|why| why.contains("200")))
+    })?;
     let page = lab.internet().run(&format!("curl -sS --max-time 5 http://{PUBLIC}:5000/"))?;
     assert_eq!(page.trim(), "server 1");
     assert!(get(&lab, "/readyz")?.contains("api"), "{}", get(&lab, "/readyz")?);

@@ -14,6 +14,7 @@ fn host_stays_reachable(arms: Arms) -> Result {
     let listen = |port| {
         host.spawn_with(&[
             "socat",
+            "-t20",
             &format!("TCP4-LISTEN:{port},fork,reuseaddr"),
             "SYSTEM:echo the host itself",
         ])
@@ -29,7 +30,7 @@ fn host_stays_reachable(arms: Arms) -> Result {
     }
     for (from, to) in ways {
         for port in [22, 8080] {
-            let said = from.run(&format!("socat -T 5 - TCP4:{to}:{port},connect-timeout=5"))?;
+            let said = from.run(&format!("socat -t 20 - TCP4:{to}:{port},connect-timeout=20"))?;
             assert_eq!(said, "the host itself\n", "from {} to {to}:{port}", from.role);
         }
         let ping = from.run(&format!("ping -c 2 -i 0.2 -W 2 {to}"))?;
@@ -39,7 +40,7 @@ fn host_stays_reachable(arms: Arms) -> Result {
     let seen = host.run(&format!("curl -sS --max-time 5 http://{INTERNET}/whoami"))?;
     assert!(seen.starts_with(&format!("{PUBLIC}:")), "{seen}");
     for transport in ["+notcp", "+tcp"] {
-        let answer = host.run(&format!("dig {transport} +short +tries=1 @{INTERNET} www.example"))?;
+        let answer = host.run(&format!("dig {transport} +short +tries=3 @{INTERNET} www.example"))?;
         assert_eq!(answer.trim(), INTERNET.to_string());
     }
     let ping = host.run(&format!("ping -c 2 -i 0.2 -W 2 {INTERNET}"))?;

@@ -46,6 +46,8 @@ fn programs_work(options: Options) -> Result {
         let answer = lab.client(client).run(&format!("curl -sS --max-time 10 http://{INTERNET}/whoami"))?;
         assert!(answer.starts_with(&format!("{seen}:")), "the server saw {answer}");
     }
+    // A request is logged after it was answered.
+    lab.internet().wait_for("the log", || Ok(web.clients().len() >= 2))?;
     assert_eq!(web.clients(), [seen.clone(), seen]);
 
     web.put("large", 16 << 20)?;
@@ -55,11 +57,11 @@ fn programs_work(options: Options) -> Result {
     assert_eq!(got.get(..64), kept.get(..64), "the file came with other bytes");
 
     for transport in ["+notcp", "+tcp"] {
-        let answer = client.run(&format!("dig {transport} +short +tries=1 @{INTERNET} www.example"))?;
+        let answer = client.run(&format!("dig {transport} +short +tries=3 @{INTERNET} www.example"))?;
         assert_eq!(answer.trim(), INTERNET.to_string());
         // Its answer by UDP comes in fragments.
         let answer = client.run(&format!(
-            "dig {transport} +ignore +tries=1 +bufsize=4096 +short @{INTERNET} big.example TXT"
+            "dig {transport} +ignore +tries=3 +bufsize=4096 +short @{INTERNET} big.example TXT"
         ))?;
         assert_eq!(answer.lines().count(), 8, "{answer}");
     }
@@ -69,17 +71,17 @@ fn programs_work(options: Options) -> Result {
 
     for direction in ["", "--reverse", "--bidir"] {
         let rate = Iperf::measure(client, lab.internet(), INTERNET, &format!("--time 1 {direction}"))?;
-        assert!(rate > 20e6, "iperf3 {direction}: only {rate:.0} bit/s");
+        assert!(rate > FLOWS, "iperf3 {direction}: only {rate:.0} bit/s");
     }
     for direction in ["", "--reverse"] {
         let rate = Iperf::measure(
             client,
             lab.internet(),
             INTERNET,
-            &format!("--udp --bitrate 20M --time 1 {direction}"),
+            &format!("--udp --bitrate 5M --time 1 {direction}"),
         )?;
         // What a receiver that has to wait for a processor loses is its own loss.
-        assert!(rate > 10e6, "iperf3 --udp {direction}: only {rate:.0} of 20000000 bit/s");
+        assert!(rate > FLOWS, "iperf3 --udp {direction}: only {rate:.0} of 5000000 bit/s");
     }
     no_leaks(&lab)
 }
@@ -145,7 +147,7 @@ fn tcp_follows_a_small_mtu_behind_the_internet_host() -> Result {
         lab.far().run("ip route replace default via 192.0.2.1 advmss 1460")?;
         for direction in ["", "--reverse"] {
             let rate = Iperf::measure(lab.client(1), lab.far(), FAR, &format!("--time 1 {direction}"))?;
-            assert!(rate > 10e6, "only {rate:.0} bit/s {direction}");
+            assert!(rate > FLOWS, "only {rate:.0} bit/s {direction}");
         }
         no_leaks(&lab)?;
     }
@@ -176,3 +178,6 @@ fn a_hundred_clients_with_one_source_port_reach_one_server() -> Result {
 }
 
 const CLIENTS: usize = 100;
+
+/// In bits per second: less than a busy machine carries, and more than comes by retransmissions alone.
+const FLOWS: f64 = 2e6;

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::time::Duration;
 
 use super::lifecycle::{fetch, settings};
 use super::no_leaks;
-use crate::lab::{Egret, Lab, Options, Result, Web};
+use crate::lab::{DEADLINE, Egret, Lab, Options, Result, Web};
 
 /// What the unit says of `key`.
 fn unit(key: &str) -> &'static str {
@@ -67,7 +66,7 @@ fn the_units_capabilities_are_enough_for_another_user() -> Result {
     })?;
     assert!(fetch(lab.client(1))?);
 
-    assert!(egret.stop(Duration::from_secs(5))?.success(), "{}", egret.process.log());
+    assert!(egret.stop(DEADLINE)?.success(), "{}", egret.process.log());
     let left = lab.nat().run(&format!("sysctl -n {sysctls}"))?;
     assert!(left.split_whitespace().eq(["30000", "50000", "1"]), "not as found: {left}");
     set("32768 60999", 0)?;

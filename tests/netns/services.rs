@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::chown;
 
 use crate::api::{listener, report, target, wait_states};
-use crate::lab::{Egret, Host, INTERNET, INTERNET_2, Lab, Options, PUBLIC, Process, Result, Transport, Web};
+use crate::lab::{
+    DEADLINE, Egret, Host, INTERNET, INTERNET_2, Lab, Options, PUBLIC, Process, Result, Transport, Web,
+};
 
 /// What a web server behind port `port` of the public address takes the client for.
 fn whoami(lab: &Lab, address: impl std::fmt::Display, port: u16) -> Result<String> {
@@ -71,9 +73,12 @@ fn redis_works_through_it_under_its_own_benchmark() -> Result {
     let redis = format!("{}:6379", Lab::client_address(1));
     let egret = Egret::start(lab.nat(), &lab.config(&listener("redis", 6379, &[redis], "")))?;
     wait_states(&lab, &egret, "redis", &["healthy"])?;
-    let printed = lab.internet().run(&format!(
+    let benchmark = format!(
         "redis-benchmark -h {PUBLIC} -p 6379 -n 20000 -c 50 -P 8 -d 1000 -t set,get,rpush,lrange_100 --csv"
-    ))?;
+    );
+    // It moves two gigabytes.
+    let ran = lab.internet().run_for(DEADLINE * 4, &benchmark.split(' ').collect::<Vec<_>>(), "")?;
+    let printed = ran.success()?.stdout;
     for test in ["SET", "GET", "RPUSH", "LRANGE_100 (first 100 elements)"] {
         assert!(printed.contains(&format!("\"{test}\",")), "{test} is not in {printed}");
     }
@@ -99,10 +104,12 @@ fn postgresql_works_through_it() -> Result {
     fs::write(lab.directory().join("password"), "geheim\n")?;
     let programs = host.shell("ls -d /usr/lib/postgresql/*/bin | tail -n 1")?;
     let (programs, data) = (programs.trim(), data.display());
-    host.run(&format!(
+    let begin = format!(
         "runuser -u postgres -- {programs}/initdb --no-sync -A scram-sha-256 --pwfile {}/password -D {data}",
         lab.directory().display()
-    ))?;
+    );
+    // It computes for a while.
+    host.run_for(DEADLINE * 4, &begin.split(' ').collect::<Vec<_>>(), "")?.success()?;
     // Anybody who has the password.
     host.shell(&format!("echo 'host all all all scram-sha-256' >>{data}/pg_hba.conf"))?;
     let _server = host.spawn(&format!(

@@ -3,14 +3,14 @@
 use serde_json::Value;
 
 use super::serve;
-use crate::lab::{Egret, INTERNET, Iperf, Lab, Options, Result};
+use crate::lab::{DEADLINE, Egret, INTERNET, Iperf, Lab, Options, Result};
 
 /// What the daemon says of the last minute, by `by`.
 fn talkers(lab: &Lab, egret: &Egret, by: &str) -> Result<Value> {
     let request = format!("{{\"command\":\"talkers\",\"by\":\"{by}\"}}\n");
     let answer = lab.nat().run_for(
-        std::time::Duration::from_secs(10),
-        &["socat", "-", &format!("UNIX-CONNECT:{}", egret.socket())],
+        DEADLINE,
+        &["socat", "-t", "20", "-", &format!("UNIX-CONNECT:{}", egret.socket())],
         &request,
     )?;
     let answer: Value = serde_json::from_str(&answer.success()?.stdout)?;
@@ -56,7 +56,7 @@ fn those_that_open_many_sessions_are_seen() -> Result {
     let _server = serve(lab.internet(), 7000)?;
     let egret = Egret::start(lab.nat(), &lab.config(""))?;
     let scan = format!("for port in $(seq 7001 7040); do echo x >/dev/udp/{INTERNET}/$port; done");
-    lab.client(2).run_for(std::time::Duration::from_secs(20), &["bash", "-c", &scan], "")?.success()?;
+    lab.client(2).run_for(DEADLINE, &["bash", "-c", &scan], "")?.success()?;
     lab.nat().wait_for("the client to be seen", || {
         let seen = talkers(&lab, &egret, "sessions")?;
         let network = INTERNET.octets();

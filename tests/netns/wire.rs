@@ -15,7 +15,7 @@ pub fn play_router(lab: &Lab, egret: &Egret, script: &str, argument: &str) -> Re
     let mut arguments: Vec<&str> = script.split(' ').collect();
     arguments.extend(["nat", mac.trim(), &status]);
     arguments.extend(argument.split_whitespace());
-    Ok(lab.router().run_for(std::time::Duration::from_secs(60), &arguments, "")?.success()?.stdout)
+    Ok(lab.router().run_for(std::time::Duration::from_secs(120), &arguments, "")?.success()?.stdout)
 }
 
 fn holds(check: &str, more: &str, mtu: u32) -> Result {
