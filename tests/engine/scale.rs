@@ -55,7 +55,7 @@ fn many_sessions_of_one_portless_protocol_cost_no_more_than_others() {
     nat.advance(Duration::from_secs(1_000));
     assert_eq!(nat.counters().sessions, 0);
     // A list of all of them that is walked for each takes half a minute.
-    let took = clock() - began;
+    let took = clock().saturating_sub(began);
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
