@@ -89,10 +89,9 @@ fn compare(plan: &Plan) -> Result {
         move |proxy: &Proxy| site.load(proxy, kind, connections, window)
     };
     if plan.wants("bulk") {
+        site.set_super_frames(true)?;
         for connections in [1, 8] {
-            let [rate, cost] = take_turns(plan, &proxies, using("bulk", connections), |work| {
-                [work.done.rate * 8.0 / 1e9, work.time.as_secs_f64() * 1e3 / (work.done.count / 1e9)]
-            })?;
+            let [rate, cost] = take_turns(plan, &proxies, using("bulk", connections), bulk)?;
             rate.print(&format!("bulk, connections: {connections}, Gbit/s"), Better::More);
             cost.print("  processor time, ms/GB", Better::Less);
         }
@@ -101,10 +100,8 @@ fn compare(plan: &Plan) -> Result {
         [("connections", "new connections, thousands/s", AT_ONCE), ("requests", "requests, thousands/s", KEPT)]
     {
         if plan.wants(part) {
-            let [rate, tail, cost] = take_turns(plan, &proxies, using(part, connections), |work| {
-                let cost = work.time.as_secs_f64() * 1e6 / work.done.count;
-                [work.done.rate / 1e3, work.done.tail, cost]
-            })?;
+            site.set_super_frames(false)?;
+            let [rate, tail, cost] = take_turns(plan, &proxies, using(part, connections), many)?;
             rate.print(&format!("{name}, {connections} at once"), Better::More);
             tail.print("  p99, us", Better::Less);
             cost.print("  processor time of one, us", Better::Less);
@@ -139,22 +136,26 @@ fn compare(plan: &Plan) -> Result {
 /// Egret as no proxy, beside the others who are.
 fn by_nat(plan: &Plan, site: &Site, proxies: &[Proxy], name: &str) -> Result {
     let window = plan.window;
-    let [rate] = take_turns(
-        plan,
-        proxies,
-        |proxy| site.load(proxy, "nat-bulk", 8, window),
-        |work| [work.done.rate * 8.0 / 1e9],
-    )?;
+    site.set_super_frames(true)?;
+    let [rate, cost] = take_turns(plan, proxies, |proxy| site.load(proxy, "nat-bulk", 8, window), bulk)?;
     rate.print(&format!("by {name}: bulk, connections: 8, Gbit/s"), Better::More);
-    let [rate, tail] = take_turns(
-        plan,
-        proxies,
-        |proxy| site.load(proxy, "nat", AT_ONCE, window),
-        |work| [work.done.rate / 1e3, work.done.tail],
-    )?;
+    cost.print("  processor time, ms/GB", Better::Less);
+    site.set_super_frames(false)?;
+    let [rate, tail, cost] = take_turns(plan, proxies, |proxy| site.load(proxy, "nat", AT_ONCE, window), many)?;
     rate.print(&format!("by {name}: new connections, thousands/s"), Better::More);
     tail.print("  p99, us", Better::Less);
+    cost.print("  processor time of one, us", Better::Less);
     Ok(())
+}
+
+/// Gbit/s, and milliseconds of a processor for a gigabyte.
+fn bulk(work: Work) -> [f64; 2] {
+    [work.done.rate * 8.0 / 1e9, work.time.as_secs_f64() * 1e3 / (work.done.count / 1e9)]
+}
+
+/// Thousands a second, p99, and microseconds of a processor for one.
+fn many(work: Work) -> [f64; 3] {
+    [work.done.rate / 1e3, work.done.tail, work.time.as_secs_f64() * 1e6 / work.done.count]
 }
 
 /// Measures all of them in each round, another one first each time.

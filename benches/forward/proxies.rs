@@ -1,9 +1,12 @@
 //! A client and a backend on one host, and the three proxies on a host each, one link away from them.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+
+use nix::unistd::Pid;
 
 use super::lab::{Datapath, Egret, Failure, Gateway, Host, Lab, NAT, Options, Process, Result, Transport};
 use super::load::client::{Done, HOLDING};
@@ -24,6 +27,9 @@ impl Kind {
 /// See the module.
 pub struct Site {
     lab: Lab,
+    /// What takes up what comes to each of the proxies' hosts.
+    receivers: Vec<Pid>,
+    super_frames: Cell<bool>,
     _backend: Process,
 }
 
@@ -35,6 +41,7 @@ pub struct Proxy {
     /// Where Egret is no proxy.
     nat: SocketAddr,
     process: Running,
+    receiver: u32,
 }
 
 enum Running {
@@ -46,7 +53,7 @@ enum Running {
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     pub done: Done,
-    /// Of a processor.
+    /// Of a processor, what the kernel received for it included.
     pub time: Duration,
 }
 
@@ -60,14 +67,30 @@ impl Site {
         }
         // As many connections a second as there can be, and each with a port of its own.
         router.shell("sysctl -q -w net.ipv4.ip_local_port_range='10000 65535'")?;
+        let mut receivers = Vec::new();
         for kind in Kind::ALL {
             let host = host(&lab, kind);
-            steer(host, "ens5", ITS_PROCESSOR)?;
+            receivers.push(steer(host, "ens5", ITS_PROCESSOR)?);
             steer(router, &host.role, OTHERS_PROCESSOR)?;
         }
         let backend = on(OTHERS_PROCESSOR, router, &command(&["answer"])?)?;
         router.wait_listening(Transport::Tcp, backend::PORT)?;
-        Ok(Self { lab, _backend: backend })
+        Ok(Self { lab, receivers, super_frames: Cell::new(true), _backend: backend })
+    }
+
+    /// Whether links carry super-frames, as if network cards cut them. What comes from a link that does is taken up by
+    /// its sender's processor; what comes from another by that of whom it is for, as from a real network.
+    pub fn set_super_frames(&self, wanted: bool) -> Result {
+        if self.super_frames.replace(wanted) == wanted {
+            return Ok(());
+        }
+        let state = if wanted { "on" } else { "off" };
+        for kind in Kind::ALL {
+            let host = host(&self.lab, kind);
+            host.run(&format!("ethtool -K ens5 tso {state}"))?;
+            self.lab.router().run(&format!("ethtool -K {} tso {state}", host.role))?;
+        }
+        Ok(())
     }
 
     /// Starts all kinds, see [`Self::start`].
@@ -103,7 +126,8 @@ impl Site {
             }
         };
         host.wait_listening(Transport::Tcp, PORT)?;
-        let proxy = Proxy { address, bulk, nat, process };
+        let receiver = self.receivers[kind as usize].as_raw().try_into()?;
+        let proxy = Proxy { address, bulk, nat, process, receiver };
         // Also shows that it works.
         self.load(&proxy, "requests", 1, Duration::from_millis(50))?;
         self.load(&proxy, "nat", 1, Duration::from_millis(50))?;
@@ -121,14 +145,14 @@ impl Site {
         };
         let address = address.to_string();
         let (connections, millis) = (connections.to_string(), time.as_millis().to_string());
-        let before = process::run_time(proxy.id())?;
+        let before = proxy.run_time()?;
         let command = command(&[kind, &address, &connections, &millis])?;
         let mut client = on(OTHERS_PROCESSOR, self.lab.router(), &command)?;
         let ended = client.wait(time + PATIENCE)?;
         if !ended.success() {
             return Err(Failure::new(format!("{kind} by {}: {}", proxy.address, client.log())));
         }
-        Ok(Work { done: Done::read(&client)?, time: process::run_time(proxy.id())?.saturating_sub(before) })
+        Ok(Work { done: Done::read(&client)?, time: proxy.run_time()?.saturating_sub(before) })
     }
 
     /// Bytes of memory that a proxy takes for each of so many idle connections.
@@ -148,6 +172,10 @@ impl Proxy {
             Running::Egret(egret) => egret.process.id(),
             Running::Other(process) => process.id(),
         }
+    }
+
+    fn run_time(&self) -> Result<Duration> {
+        Ok(process::run_time(self.id())? + process::run_time(self.receiver)?)
     }
 }
 
@@ -174,7 +202,7 @@ fn on(processor: usize, host: &Host, command: &str) -> Result<Process> {
 
 /// Has what comes in by an interface taken up by this processor, which looks for it every so often: as with a network
 /// card that moderates its interrupts. Otherwise the sender would interrupt it for each packet, and pay for that.
-fn steer(host: &Host, interface: &str, processor: usize) -> Result {
+fn steer(host: &Host, interface: &str, processor: usize) -> Result<Pid> {
     host.run(&format!("ethtool -K {interface} gro on"))?;
     let thread = process::threaded(host, interface)?;
     process::pin(thread, processor)?;
@@ -184,7 +212,7 @@ fn steer(host: &Host, interface: &str, processor: usize) -> Result {
     host.shell(&format!(
         "cd /sys/class/net/{interface} && echo {nanos} >gro_flush_timeout && echo 10 >napi_defer_hard_irqs"
     ))?;
-    Ok(())
+    Ok(thread)
 }
 
 fn write(host: &Host, name: &str, text: &str) -> Result<String> {
