@@ -75,7 +75,9 @@ fn compare(plan: &Plan) -> Result {
         plan.rounds, plan.window
     );
     println!("  on {}", process::machine()?);
-    println!("  client and backend -- proxy, by a veth pair for each proxy, MTU 1500, GSO on");
+    println!(
+        "  client and backend -- proxy, by a veth pair for each proxy, MTU 1500, TSO on for bulk, off for the rest"
+    );
     println!(
         "  one processor for a proxy and its host's kernel, one for all the rest; Egret translates beside (af_packet)"
     );
