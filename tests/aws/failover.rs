@@ -493,7 +493,9 @@ fn wrong_key_or_a_contradiction_is_refused_and_changes_nothing() -> Result {
     let other_key = KEY.replace("4f1d", "0000");
     site.start(1, &site.config_with(1, &other_key, ""))?;
     site.wait_active(1, 1)?;
-    site.wait("the stranger to be refused", |site| Ok(site.egret(0).process.log().contains("refused")))?;
+    site.wait("the stranger to be refused", |site| {
+        Ok(site.egret(0).process.log().contains("has another key"))
+    })?;
     assert_eq!(site.fleet(0)["peers"][0]["connected"], false);
     // One that has the key, and claims what is another's.
     site.kill(1)?;
