@@ -260,6 +260,7 @@ on_both_datapaths! {
     interface_that_goes_down_and_up_is_used_again,
     interface_that_is_replaced_is_found_by_its_name,
     missing_address_and_route_are_named,
+    address_that_the_host_was_just_given_is_not_called_missing,
     reconfiguring_moves_ports_between_nat_and_host,
 }
 
@@ -454,6 +455,29 @@ fn missing_address_and_route_are_named(datapath: Choice) {
     let reasons = snapshot(&worker.handle()).not_ready;
     assert!(reasons.iter().any(|reason| reason.contains("192.0.2.10 is not on interface ext")), "{reasons:?}");
     assert!(reasons.iter().any(|reason| reason.contains("no default route")), "{reasons:?}");
+    worker.stop().expect("a clean end");
+}
+
+/// Looks at the host are rationed: while they are, the worker has to be told.
+fn address_that_the_host_was_just_given_is_not_called_missing(datapath: Choice) {
+    let lab = two_armed_for(datapath);
+    let worker = start(&lab, datapath, "ext", "int");
+    let handle = worker.handle();
+    wait_ready(&handle);
+    for last in 101..=120 {
+        let given = ExternalAddress { private: [192, 0, 2, last].into(), public: None };
+        lab.ip("nat", &format!("addr add {}/32 dev ext", given.private));
+        let config = nat::Config {
+            internal: vec!["10.0.0.0/16".parse().expect("a prefix")],
+            external_addresses: vec![given],
+            ..nat::Config::default()
+        };
+        block_on(handle.reconfigure(config, Vec::new()))
+            .expect("the worker runs")
+            .expect("a good configuration");
+        let reasons = snapshot(&handle).not_ready;
+        assert!(!reasons.iter().any(|reason| reason.contains("is not on interface")), "{reasons:?}");
+    }
     worker.stop().expect("a clean end");
 }
 
