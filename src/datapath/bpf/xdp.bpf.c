@@ -17,6 +17,7 @@ static long (*const load_bytes)(struct xdp_md *xdp, __u32 offset, void *to, __u3
 
 #include "classify.h"
 
+static __u64 (*const bpf_jiffies64)(void) = (void *)BPF_FUNC_jiffies64;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)BPF_FUNC_redirect_map;
 static long (*const bpf_xdp_adjust_tail)(struct xdp_md *xdp, int delta) = (void *)BPF_FUNC_xdp_adjust_tail;
@@ -86,9 +87,18 @@ enum miss {
 	HIT = MISSES,
 };
 
+// What a processor has last read from the kernel's clock, and at which of its ticks.
+struct clock {
+	__u64 tick;
+	__u32 now; // as a flow's last_use
+	__u32 zero;
+};
+
+// A processor's own.
 struct counters {
 	__u64 packets[DIRECTIONS];
 	__u64 bytes[DIRECTIONS];
+	struct clock clock;
 	__u64 misses[MISSES];
 	__u64 passed; // to the kernel
 	__u64 unserved; // NAT's, but there is no socket for the queue
@@ -104,7 +114,7 @@ _Static_assert(__builtin_offsetof(struct flow, seal) == 32, "shared with sys/sha
 _Static_assert(__builtin_offsetof(struct flow, packets) == 40, "shared with sys/shared.rs");
 _Static_assert(__builtin_offsetof(struct flow, acknowledged) == 60, "shared with sys/shared.rs");
 _Static_assert(sizeof(struct interface) == 16, "shared with sys/shared.rs");
-_Static_assert(sizeof(struct counters) == 104, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct counters) == 120, "shared with sys/shared.rs");
 
 // An open hash table in memory that the worker writes directly: see `find`. The kernel compiles a look-up in an array
 // without a call.
@@ -267,6 +277,20 @@ static __always_inline struct flow *find(const struct flow_key *key, struct flow
 	return 0;
 }
 
+// The time in units of a flow's last_use, at most two ticks ago. The kernel's coarse clock stands still between ticks, so
+// it is asked once a tick. The tick's number is read without a call; asking takes several, and where calls are guarded
+// against speculation, that is almost as much as all else that is done for a packet.
+static __always_inline __u32 time_of(struct clock *clock)
+{
+	__u64 tick = bpf_jiffies64();
+
+	if (clock->tick != tick) {
+		clock->now = bpf_ktime_get_coarse_ns() >> 30;
+		clock->tick = tick;
+	}
+	return clock->now;
+}
+
 static __always_inline int is_after(__u32 a, __u32 b)
 {
 	return (__s32)(a - b) > 0;
@@ -352,7 +376,7 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 	// flow at this moment, then counts are lost or come to the wrong one; so may TCP's marks below, by which the engine judges resets.
 	flow->packets++;
 	flow->bytes += length;
-	__u32 now = bpf_ktime_get_coarse_ns() >> 30;
+	__u32 now = time_of(&counters->clock);
 	if (flow->last_use != now)
 		flow->last_use = now;
 	if (tcp)

@@ -161,6 +161,8 @@ pub struct FastPathCounters {
     /// Out, back, hairpinned.
     pub packets: [u64; 3],
     pub bytes: [u64; 3],
+    /// Counts nothing: see `struct clock` in `bpf/xdp.bpf.c`.
+    pub clock: [u64; 2],
     /// By reason: `enum miss` in `bpf/xdp.bpf.c`.
     pub misses: [u64; 5],
     pub passed: u64,
@@ -193,5 +195,5 @@ const _: () = {
     assert!(offset_of!(FlowSlot, packets) == 40);
     assert!(offset_of!(FlowSlot, acknowledged) == 60);
     assert!(size_of::<OurInterface>() == 16);
-    assert!(size_of::<FastPathCounters>() == 104);
+    assert!(size_of::<FastPathCounters>() == 120);
 };

@@ -196,7 +196,7 @@ impl Carrier for Rig {
         let ended = sys::monotonic_nanos().expect("a clock");
         let tuple = tuple_of(packet);
         let last_use = u64::from(self.flows.value(&tuple).expect("it was hit").last_use);
-        // The kernel's coarse clock is a tick behind.
+        // The kernel's coarse clock is a tick behind, and what the program has of it perhaps another one.
         assert!(((began - TICK_NANOS) >> 30..=ended >> 30).contains(&last_use), "{last_use} at {began}");
         self.used.insert(tuple, now);
         let (ethernet, bytes) = sent.split_at(14);
