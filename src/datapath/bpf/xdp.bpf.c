@@ -198,6 +198,21 @@ struct tcp {
 	__be16 urgent;
 };
 
+// Several fields at once, wherever they lie. The processors that this is for need no alignment, but clang, which knows a
+// field's, would load it in pieces.
+typedef __u64 __attribute__((may_alias)) word;
+typedef __u32 __attribute__((may_alias)) half;
+
+static __always_inline word *word_at(const void *field)
+{
+	return (word *)field;
+}
+
+static __always_inline half *half_at(const void *field)
+{
+	return (half *)field;
+}
+
 #define MORE_FRAGMENTS 0x2000
 
 #define TCP_FIN 0x01
@@ -208,19 +223,29 @@ struct tcp {
 // Parts of a word, by the order in which its bytes lie in memory.
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BYTES(mask) __builtin_bswap64(mask)
+// The first eight bytes of a frame: a next hop's MAC address, and the beginning of ours.
+#define MACS(hop, ours) (((hop) & 0xffffffffffff) | (ours) << 48)
 #else
 #define BYTES(mask) (mask)
+#define MACS(hop, ours) ((hop) << 16 | (ours) >> 48)
 #endif
 
 // Read once: from here on the map may say something else.
 #define READ_ONCE(value) (*(const volatile __typeof__(value) *)&(value))
 
+// Of the sum of a few words of 32 bits. Of the 17 bits that are left before the last step, not all are set: that has no
+// carry.
 static __always_inline __u16 fold(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
+	return sum + (sum >> 16);
+}
+
+// Of both halves of a word.
+static __always_inline __u64 sum_of(__u64 word)
+{
+	return (word & 0xffffffff) + (word >> 32);
 }
 
 // RFC 1624 equation 3: the sum of what is new, and of the complements of what was there.
@@ -320,7 +345,7 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 
 	if ((void *)(udp + 1) > end)
 		return UNUSUAL;
-	const __u32 *words = (const __u32 *)ip;
+	const half *words = half_at(ip);
 	__u64 sum = (__u64)words[0] + words[1] + words[2] + words[3] + words[4];
 	if (ip->version_ihl != 0x45 || (ip->fragment & htons(MORE_FRAGMENTS | FRAGMENT_OFFSET)) || ip->ttl <= 1 ||
 	    fold(sum) != 0xffff)
@@ -347,29 +372,25 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 		return UNUSUAL;
 	}
 
-	struct flow_key key = {
-		.endpoints = {
-			.source = ip->source,
-			.destination = ip->destination,
-			.source_port = udp->source,
-			.destination_port = udp->destination,
-		},
-		.protocol = ip->protocol,
-	};
+	struct flow_key key = { .protocol = ip->protocol };
+	__u64 old = *word_at(&ip->source);
+	__u32 old_ports = *half_at(&udp->source);
+	*word_at(&key.endpoints.source) = old;
+	*half_at(&key.endpoints.source_port) = old_ports;
 	struct flow to, *flow = find(&key, &to);
 	if (!flow || !(to.roles & in->roles))
 		return NO_FLOW;
 	__u32 place = to.next_hop;
-	__u64 *hop = bpf_map_lookup_elem(&NEXT_HOP_WORDS, &place);
-	if (!hop)
+	__u64 *found = bpf_map_lookup_elem(&NEXT_HOP_WORDS, &place);
+	if (!found)
 		return NO_NEXT_HOP;
-	__u64 word = READ_ONCE(*hop);
-	__u32 mtu = word >> 49;
+	__u64 hop = READ_ONCE(*found);
+	__u32 mtu = hop >> 49;
 	if (!mtu)
 		return NO_NEXT_HOP;
 	if (length > mtu)
 		return TOO_BIG;
-	*out = (word >> 48) & (INTERFACES - 1);
+	*out = (hop >> 48) & (INTERFACES - 1);
 
 	// Counted before the headers change. Not atomic, which would take a fifth of all the program's time: a flow comes by
 	// one queue, and thus on one processor. Should two of them carry it for once, or the worker give the slot to another
@@ -385,19 +406,18 @@ static __always_inline enum miss translate(struct xdp_md *ctx, const struct our_
 	counters->packets[direction]++;
 	counters->bytes[direction] += length;
 
-	__builtin_memcpy(ethernet->destination, &word, sizeof(ethernet->destination));
-	__builtin_memcpy(ethernet->source, ours->list[*out].mac, sizeof(ethernet->source));
-	const struct endpoints *from = &to.matches, *becomes = &to.becomes;
-	__u64 addresses = (__u64)~from->source + ~from->destination + becomes->source + becomes->destination;
-	__u64 ports = (__u64)(__u16)~from->source_port + (__u16)~from->destination_port + becomes->source_port +
-		      becomes->destination_port;
+	__u64 mac = *word_at(ours->list[*out].mac);
+	*word_at(ethernet) = MACS(hop, mac);
+	*half_at((void *)ethernet + sizeof(word)) = mac >> 16;
+	__u64 new = *word_at(&to.becomes.source);
+	__u32 new_ports = *half_at(&to.becomes.source_port);
+	__u64 addresses = sum_of(~old) + sum_of(new);
+	__u64 ports = (__u64)~old_ports + new_ports;
 	ip->ttl--;
-	ip->source = becomes->source;
-	ip->destination = becomes->destination;
 	// The TTL is the high byte of its word, whatever stands in it.
 	ip->checksum = apply(ip->checksum, addresses + (__u16)~htons(0x0100));
-	udp->source = becomes->source_port;
-	udp->destination = becomes->destination_port;
+	*word_at(&ip->source) = new;
+	*half_at(&udp->source) = new_ports;
 	if (tcp) {
 		tcp->checksum = apply(tcp->checksum, addresses + ports);
 	} else if (udp->checksum) { // 0 is none (RFC 768): it stays none, and none becomes it
@@ -417,8 +437,7 @@ static __always_inline int is_ours(struct xdp_md *ctx, const struct interface *i
 
 	if ((void *)(ethernet + 1) > end || ethernet->type != htons(ETH_P_IP))
 		return 0;
-	return *(const __u32 *)ethernet->destination == *(const __u32 *)in->mac &&
-	       *(const __u16 *)(ethernet->destination + 4) == *(const __u16 *)(in->mac + 4);
+	return (*word_at(ethernet) & BYTES(0xffffffffffff0000)) == *word_at(in->mac);
 }
 
 SEC("xdp")
@@ -427,8 +446,7 @@ int egret_xdp(struct xdp_md *ctx)
 	__u32 zero = 0, out = 0;
 	struct our_interfaces *ours = bpf_map_lookup_elem(&OUR_INTERFACES, &zero);
 	struct counters *counters = bpf_map_lookup_elem(&COUNTERS, &zero);
-	struct rules *rules = bpf_map_lookup_elem(&RULES, &zero);
-	if (!ours || !counters || !rules)
+	if (!ours || !counters)
 		return XDP_PASS;
 	__u32 place = ctx->ingress_ifindex != ours->list[0].index;
 	const struct interface *in = &ours->list[place];
@@ -441,7 +459,8 @@ int egret_xdp(struct xdp_md *ctx)
 	if (miss == HIT)
 		return out == place ? XDP_TX : bpf_redirect_map(&DEVICES, out, XDP_DROP);
 
-	if (classify(ctx, rules, in->roles) != NATS) {
+	struct rules *rules = bpf_map_lookup_elem(&RULES, &zero);
+	if (!rules || classify(ctx, rules, in->roles) != NATS) {
 		counters->passed++;
 		return XDP_PASS;
 	}
