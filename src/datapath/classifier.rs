@@ -12,7 +12,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError};
 use ipnet::Ipv4Net;
 
-use super::sys::{Ports, Prefix, Rules};
+use super::sys::{Address, Ports, Prefix, Rules};
 use crate::nat;
 use crate::wire::Protocol;
 
@@ -101,6 +101,9 @@ impl ClassifierConfig {
             shared_only: 0,
             internal: [Prefix::default(); Rules::INTERNAL_PREFIXES],
             bypass: [Prefix::default(); Rules::BYPASS_PREFIXES],
+            first: [Address::default(); Rules::FIRST_ADDRESSES],
+            all_first: 0,
+            zero: 0,
         };
         written.internal_count = fill(&mut written.internal, "internal", &config.internal)?;
         written.bypass_count = fill(&mut written.bypass, "bypass", bypass)?;
@@ -159,9 +162,10 @@ impl Classifier {
                 map.insert(network_order(*address), kind, 0)?;
             }
         }
+        let rules = with_first(config.rules, &kinds);
         self.kinds = kinds;
         Array::<_, Ports>::try_from(map_mut(ebpf, "PORTS")?)?.set(0, *config.ports, 0)?;
-        Array::<_, Rules>::try_from(map_mut(ebpf, "RULES")?)?.set(0, config.rules, 0)?;
+        Array::<_, Rules>::try_from(map_mut(ebpf, "RULES")?)?.set(0, rules, 0)?;
         Ok(())
     }
 }
@@ -210,6 +214,18 @@ fn kinds_of(
         return Err(BpfError::TooManyAddresses { count: kinds.len(), limit: ADDRESSES });
     }
     Ok(kinds)
+}
+
+/// The rules with the first addresses of all: external ones are those of most packets.
+fn with_first(mut rules: Rules, kinds: &BTreeMap<Ipv4Addr, u32>) -> Rules {
+    let is_external = |kind: &u32| kind & ADDRESS_EXTERNAL != 0;
+    let external = kinds.iter().filter(|(_, kind)| is_external(kind));
+    let others = kinds.iter().filter(|(_, kind)| !is_external(kind));
+    for (place, (address, kind)) in rules.first.iter_mut().zip(external.chain(others)) {
+        *place = Address { address: network_order(*address), kind: *kind };
+    }
+    rules.all_first = u32::from(kinds.len() <= rules.first.len());
+    rules
 }
 
 fn ports_of(config: &nat::Config) -> Box<Ports> {

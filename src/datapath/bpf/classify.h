@@ -5,7 +5,7 @@
 // Whoever includes this says what a packet is before: `CONTEXT`, the type that its programs are given, and
 // `load_bytes`, the helper that copies bytes of the frame to the stack. Frames begin with their Ethernet header;
 // headers are copied, since that works in every program type and reads whatever lies in fragments of an skb: one call
-// for the usual packet from inside, two for one from outside.
+// for the usual packet.
 //
 // The structs are shared with `src/datapath/sys/shared.rs`; sizes and offsets are asserted on both sides.
 
@@ -40,6 +40,7 @@ static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)
 #define INTERNAL_PREFIXES 32
 #define BYPASS_PREFIXES 64
 #define ADDRESSES 1024
+#define FIRST_ADDRESSES 4
 
 #define ROLE_INTERNAL 1
 #define ROLE_EXTERNAL 2
@@ -53,6 +54,11 @@ struct prefix {
 	__be32 mask;
 };
 
+struct address {
+	__be32 address;
+	__u32 kind; // ADDRESS_*; 0: none
+};
+
 struct rules {
 	__u32 roles; // ROLE_*, of this interface
 	__u32 internal_count;
@@ -60,6 +66,9 @@ struct rules {
 	__u32 shared_only; // capture only what is BOTHS: the rest comes another way
 	struct prefix internal[INTERNAL_PREFIXES];
 	struct prefix bypass[BYPASS_PREFIXES];
+	struct address first[FIRST_ADDRESSES]; // of all in ADDRESS_KINDS
+	__u32 all_first; // there are no others
+	__u32 zero;
 };
 
 // A bit for each port that belongs to NAT; port 0 is the lowest bit of the first word.
@@ -69,9 +78,11 @@ struct ports {
 };
 
 _Static_assert(sizeof(struct prefix) == 8, "shared with sys/shared.rs");
-_Static_assert(sizeof(struct rules) == 784, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct address) == 8, "shared with sys/shared.rs");
+_Static_assert(sizeof(struct rules) == 824, "shared with sys/shared.rs");
 _Static_assert(__builtin_offsetof(struct rules, internal) == 16, "shared with sys/shared.rs");
 _Static_assert(__builtin_offsetof(struct rules, bypass) == 272, "shared with sys/shared.rs");
+_Static_assert(__builtin_offsetof(struct rules, first) == 784, "shared with sys/shared.rs");
 _Static_assert(sizeof(struct ports) == 16384, "shared with sys/shared.rs");
 _Static_assert(__builtin_offsetof(struct ports, udp) == 8192, "shared with sys/shared.rs");
 
@@ -111,6 +122,21 @@ struct ipv4 {
 };
 
 _Static_assert(sizeof(struct ipv4) == 20, "RFC 791");
+
+// The begin of a packet: its header, if that has no options, and what follows it.
+struct begin {
+	struct ipv4 ip;
+	union {
+		struct {
+			__be16 source, destination;
+		} port;
+		struct {
+			__u8 type, code;
+		} icmp;
+	};
+};
+
+_Static_assert(sizeof(struct begin) == 24, "without a gap");
 
 #define FRAGMENT_OFFSET 0x1fff
 
@@ -162,8 +188,15 @@ static __always_inline int is_bypassed(const struct rules *rules, __be32 address
 	return 0;
 }
 
-static __always_inline __u32 address_kind(__be32 address)
+// Most hosts have few addresses, and no look-up is as cheap as none.
+static __always_inline __u32 address_kind(const struct rules *rules, __be32 address)
 {
+	for (__u32 i = 0; i < FIRST_ADDRESSES; i++) {
+		if (rules->first[i].address == address)
+			return rules->first[i].kind;
+	}
+	if (rules->all_first)
+		return 0;
 	__u32 *kind = bpf_map_lookup_elem(&ADDRESS_KINDS, &address);
 	return kind ? *kind : 0;
 }
@@ -180,14 +213,14 @@ static __always_inline int is_nats_port(__u8 protocol, __be16 port)
 }
 
 // Whose an ICMP error to an external address is: that of the packet that it is about, which one of us has sent.
-static __always_inline enum owner classify_icmp_error(CONTEXT *ctx, __u32 at)
+static __always_inline enum owner classify_icmp_error(CONTEXT *ctx, const struct rules *rules, __u32 at)
 {
 	struct ipv4 about;
 	__be16 port;
 
 	if (load_bytes(ctx, at, &about, sizeof(about)))
 		return KERNELS;
-	if ((about.version_ihl >> 4) != 4 || !(address_kind(about.source) & ADDRESS_EXTERNAL))
+	if ((about.version_ihl >> 4) != 4 || !(address_kind(rules, about.source) & ADDRESS_EXTERNAL))
 		return KERNELS;
 	if (about.protocol == IPPROTO_ICMP || (about.fragment & htons(FRAGMENT_OFFSET)))
 		return BOTHS;
@@ -198,18 +231,11 @@ static __always_inline enum owner classify_icmp_error(CONTEXT *ctx, __u32 at)
 	return is_nats_port(about.protocol, port) ? NATS : KERNELS;
 }
 
-// Whose a packet to an external address is.
-static __always_inline enum owner classify_external(CONTEXT *ctx, const struct ipv4 *ip)
+// Whose a packet to an external address is. `whole`: what follows its header is there as well.
+static __always_inline enum owner classify_external(CONTEXT *ctx, const struct rules *rules, struct begin *begin, int whole)
 {
+	const struct ipv4 *ip = &begin->ip;
 	__u32 at = ETH_HLEN + (ip->version_ihl & 15) * 4;
-	union {
-		struct {
-			__be16 source, destination;
-		} port;
-		struct {
-			__u8 type, code;
-		} icmp;
-	} head;
 
 	// Only the engine knows which datagram a later fragment belongs to; the kernel, if it lacks the first one,
 	// forgets it silently.
@@ -219,11 +245,11 @@ static __always_inline enum owner classify_external(CONTEXT *ctx, const struct i
 		return KERNELS;
 	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP && ip->protocol != IPPROTO_ICMP)
 		return NATS;
-	if (load_bytes(ctx, at, &head, sizeof(head)))
+	if (!(whole && ip->version_ihl == 0x45) && load_bytes(ctx, at, &begin->port, sizeof(begin->port)))
 		return KERNELS;
 	if (ip->protocol != IPPROTO_ICMP)
-		return is_nats_port(ip->protocol, head.port.destination) ? NATS : KERNELS;
-	switch (head.icmp.type) {
+		return is_nats_port(ip->protocol, begin->port.destination) ? NATS : KERNELS;
+	switch (begin->icmp.type) {
 	case ICMP_ECHO_REPLY:
 	case ICMP_TIMESTAMP_REPLY:
 	case ICMP_INFORMATION_REPLY:
@@ -235,7 +261,7 @@ static __always_inline enum owner classify_external(CONTEXT *ctx, const struct i
 	case ICMP_SOURCE_QUENCH:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETER_PROBLEM:
-		return classify_icmp_error(ctx, at + 8);
+		return classify_icmp_error(ctx, rules, at + 8);
 	default:
 		return KERNELS;
 	}
@@ -244,24 +270,26 @@ static __always_inline enum owner classify_external(CONTEXT *ctx, const struct i
 // Whose a packet is that was sent to this host's link-layer address. `roles` are those of the interface it came in by.
 static __always_inline enum owner classify(CONTEXT *ctx, const struct rules *rules, __u32 roles)
 {
-	struct ipv4 ip;
+	struct begin begin;
+	const struct ipv4 *ip = &begin.ip;
 
-	if (load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)))
+	int whole = !load_bytes(ctx, ETH_HLEN, &begin, sizeof(begin));
+	if (!whole && load_bytes(ctx, ETH_HLEN, &begin.ip, sizeof(begin.ip)))
 		return KERNELS;
-	if ((ip.version_ihl >> 4) != 4 || !routable(ip.destination))
+	if ((ip->version_ihl >> 4) != 4 || !routable(ip->destination))
 		return KERNELS;
 
-	__u32 kind = address_kind(ip.destination);
+	__u32 kind = address_kind(rules, ip->destination);
 	if (kind & ADDRESS_EXTERNAL) {
-		if ((roles & ROLE_EXTERNAL) || is_internal(rules, ip.source))
-			return classify_external(ctx, &ip);
+		if ((roles & ROLE_EXTERNAL) || is_internal(rules, ip->source))
+			return classify_external(ctx, rules, &begin, whole);
 		return KERNELS;
 	}
 	if (kind & ADDRESS_HOST)
 		return KERNELS;
-	if (!(roles & ROLE_INTERNAL) || !is_internal(rules, ip.source))
+	if (!(roles & ROLE_INTERNAL) || !is_internal(rules, ip->source))
 		return KERNELS;
-	return is_bypassed(rules, ip.destination) ? KERNELS : NATS;
+	return is_bypassed(rules, ip->destination) ? KERNELS : NATS;
 }
 
 #endif

@@ -71,6 +71,21 @@ fn external_address_of_this_host_is_both() {
 }
 
 #[test]
+fn first_addresses_are_external_ones_and_all_if_they_are_few() {
+    let config = ClassifierConfig::new(Roles { internal: true, external: true }, &[], &nat::Config::default());
+    let rules = config.expect("few prefixes").rules;
+    let addresses = |count| (1..=count).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect::<BTreeSet<_>>();
+    let external = BTreeSet::from([Ipv4Addr::new(198, 51, 100, 1)]);
+    let few = with_first(rules, &kinds_of(&external, &addresses(2)).expect("few"));
+    assert_eq!(few.first[0].address.to_ne_bytes(), [198, 51, 100, 1]);
+    assert_eq!(few.first.map(|first| first.kind), [ADDRESS_EXTERNAL, ADDRESS_HOST, ADDRESS_HOST, 0]);
+    assert_eq!(few.all_first, 1);
+    assert_eq!(with_first(rules, &kinds_of(&external, &addresses(3)).expect("few")).all_first, 1);
+    let many = with_first(rules, &kinds_of(&external, &addresses(4)).expect("few"));
+    assert_eq!((many.first[0].kind, many.all_first), (ADDRESS_EXTERNAL, 0));
+}
+
+#[test]
 fn verifier_that_a_signal_interrupts_is_asked_again_and_one_that_refuses_is_not() {
     let attempts = |error, fail_first: u32| {
         let mut count = 0;

@@ -20,7 +20,7 @@ pub use ethtool::{ChannelCounts, Channels, channels, driver, set_channels, stati
 pub use frames::{BATCH, Frames, Outgoing};
 pub use packet_socket::PacketSocket;
 pub use shared::{
-    Endpoints, FastPathCounters, FlowKey, FlowSlot, OurInterface, OurInterfaces, Ports, Prefix, Rules,
+    Address, Endpoints, FastPathCounters, FlowKey, FlowSlot, OurInterface, OurInterfaces, Ports, Prefix, Rules,
     high_half,
 };
 pub use slots::Slots;

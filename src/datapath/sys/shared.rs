@@ -12,6 +12,14 @@ pub struct Prefix {
     pub mask: u32,
 }
 
+/// An address that the host knows, and what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Address {
+    pub address: u32,
+    pub kind: u32,
+}
+
 /// What the filter of one interface goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -24,11 +32,17 @@ pub struct Rules {
     pub shared_only: u32,
     pub internal: [Prefix; Self::INTERNAL_PREFIXES],
     pub bypass: [Prefix; Self::BYPASS_PREFIXES],
+    /// Some of all addresses, to be found without a look-up.
+    pub first: [Address; Self::FIRST_ADDRESSES],
+    /// 1: there are no others.
+    pub all_first: u32,
+    pub zero: u32,
 }
 
 impl Rules {
     pub const INTERNAL_PREFIXES: usize = 32;
     pub const BYPASS_PREFIXES: usize = 64;
+    pub const FIRST_ADDRESSES: usize = 4;
     pub const ROLE_INTERNAL: u32 = 1;
     pub const ROLE_EXTERNAL: u32 = 2;
 }
@@ -180,9 +194,10 @@ unsafe impl aya::Pod for FastPathCounters {}
 
 const _: () = {
     assert!(size_of::<Prefix>() == 8);
-    assert!(size_of::<Rules>() == 784);
+    assert!(size_of::<Rules>() == 824);
     assert!(offset_of!(Rules, internal) == 16);
     assert!(offset_of!(Rules, bypass) == 272);
+    assert!(offset_of!(Rules, first) == 784);
     assert!(size_of::<Ports>() == 16384);
     assert!(offset_of!(Ports, udp) == 8192);
     assert!(size_of::<Endpoints>() == 12);
