@@ -12,6 +12,7 @@ use tokio::time::{Instant as Clock, sleep_until};
 use super::discover::{DiscoverError, Followed, Source};
 use super::latency::Latency;
 use super::probe::Check;
+use super::reactor;
 use super::sources::{SourceReport, Sources};
 use crate::balance::{
     self, CheckError, Close, ConfigError, Event, Group, Probe, ProbeId, Serving, Snapshot, State, Target,
@@ -160,7 +161,8 @@ impl TargetGroup {
 
     /// What has been given to the clients for now.
     pub(super) fn now(&self) -> Instant {
-        Instant::from_nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        let since = reactor::now().saturating_duration_since(self.origin);
+        Instant::from_nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// Makes the probes, for ever.

@@ -3,19 +3,17 @@
 //! Owns the listening socket, its door (who may come in, how many, how often) and the connections that came by it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
 use super::Common;
 use super::descriptors::Pair;
@@ -24,9 +22,11 @@ use super::group::{Claim, TargetGroup};
 use super::latency::Latency;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
-use super::relay::{Carried, Ended, Relayed, Side, acknowledge_at_once};
+use super::reactor::{self, Membership, Team, now, sleep_until, yield_now};
+use super::relay::{Carried, Ended, Relayed, Side, acknowledge_at_once, send_at_once};
 use super::service::HalfOpen;
 use super::sources::{SourceReport, Sources};
+use super::stream::{Ears, Stream};
 use super::tls::{self, Certificates, Client, shake_hands};
 use crate::balance::{self, Admission, AdmissionCounters, CheckError, ConfigError, Limits, Snapshot, Target};
 
@@ -90,7 +90,10 @@ pub struct Listener {
     shared: Arc<Shared>,
     followers: Followers,
     stop: watch::Sender<()>,
-    accepting: JoinHandle<()>,
+    /// Those who accept, and all connections.
+    _team: Team,
+    /// Each of them has a sender of it.
+    ended: mpsc::Receiver<()>,
     following: JoinHandle<()>,
 }
 
@@ -171,6 +174,8 @@ impl Counters {
 pub enum Error {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot start the threads that carry connections")]
+    Threads(#[source] io::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// `entry` is what is wrong in: its section, or its name.
@@ -186,6 +191,9 @@ struct Shared {
     common: Arc<Common>,
     certificates: Certificates,
     counted: Counted,
+    /// Threads that cannot accept, and when that was last said.
+    pausing: AtomicUsize,
+    warned: Mutex<Option<Instant>>,
     connect_latency: Mutex<Latency>,
 }
 
@@ -233,11 +241,12 @@ impl Listener {
         let failed = |source| Error::Listen { address: config.listen, source };
         socket.set_nonblocking(true).map_err(failed)?;
         SockRef::from(&socket).set_tcp_nodelay(true).map_err(failed)?;
-        let socket = TcpListener::from_std(socket).map_err(failed)?;
+        let socket = Arc::new(mio::net::TcpListener::from_std(socket));
         let sources = Sources::new(&config.targets, &config.followed);
         let group = TargetGroup::new(&config.name, config.group.clone(), config.check.clone(), sources, seed)?;
         let group = Arc::new(group);
         let admission = Admission::new(config.limits.clone(), seed)?;
+        let team = common.reactor.team().map_err(Error::Threads)?;
         let certificates = Certificates::new(&config.name, config.tls.as_ref());
         let certificates = certificates.map_err(|error| Error::Tls { entry: config.name.clone(), error })?;
         let followers = Followers::new(Arc::clone(&common.discover));
@@ -251,15 +260,19 @@ impl Listener {
             common,
             certificates,
             counted: Counted::default(),
+            pausing: AtomicUsize::new(0),
+            warned: Mutex::default(),
             connect_latency: Mutex::default(),
         });
         let (stop, stopping) = watch::channel(());
-        let accepting = tokio::spawn(accept(socket, Arc::clone(&shared), stopping));
+        let (alive, ended) = mpsc::channel(1);
+        let accepting = Arc::clone(&shared);
+        team.begin(move |team| accept(socket, accepting, stopping, alive, team));
         let followed = Arc::clone(&shared);
         let following = tokio::spawn(async move {
             tokio::join!(followed.group.follow(), followed.certificates.follow());
         });
-        Ok(Self { shared, followers, stop, accepting, following })
+        Ok(Self { shared, followers, stop, _team: team, ended, following })
     }
 
     /// Changes what it does from the next connection on. It goes on listening where it does: `config.listen` is not
@@ -316,23 +329,19 @@ impl Listener {
     /// Takes in no more connections, lets those that are there go on until `over` is done, and cuts what is left then.
     /// Of those that were cut there is nothing left either when this ends, unless they had not come to a target yet.
     pub async fn stop(&mut self, over: impl Future<Output = ()>) {
-        if self.accepting.is_finished() {
-            return;
-        }
         self.stop.send_replace(());
         tokio::select! {
-            _ = &mut self.accepting => return,
+            // Nobody sends anything.
+            _ = self.ended.recv() => return,
             () = over => self.shared.group.close(),
         }
         // Each tells how it ended; one that waits for its header or its handshake is not told.
-        let _ = timeout(CUT_TIME, &mut self.accepting).await;
+        let _ = timeout(CUT_TIME, self.ended.recv()).await;
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Connections are tasks of the one that accepts them.
-        self.accepting.abort();
         self.following.abort();
     }
 }
@@ -347,14 +356,12 @@ impl Shared {
     }
 
     /// Sees a connection through from its first moment to its last.
-    async fn serve(&self, mut client: TcpStream, mut address: SocketAddr) {
-        let (config, start) = (self.config(), Instant::now());
+    async fn serve(&self, client: Stream, mut address: SocketAddr) {
+        let (config, start) = (self.config(), now());
         let mut listener = None;
         if config.accept_proxy_protocol {
-            match timeout(HEADER_TIME, Box::pin(take_header(&mut client)))
-                .await
-                .unwrap_or(Err(HeaderError::TooLate))
-            {
+            let header = reactor::timeout(HEADER_TIME, Box::pin(take_header(&client))).await;
+            match header.unwrap_or(Err(HeaderError::TooLate)) {
                 Ok(Header::Proxied { source, destination }) => {
                     (address, listener) = (source, Some(destination));
                 }
@@ -362,13 +369,13 @@ impl Shared {
                 Err(error) => {
                     tracing::debug!(listener = config.name, client = %address, %error, "connection refused");
                     self.counted.bad_headers.fetch_add(1, Ordering::Relaxed);
-                    return refuse(&client);
+                    return client.reset_when_closed();
                 }
             }
         }
         let header = match config.proxy_protocol {
             Some(version) => {
-                let Some(listener) = listener.or_else(|| client.local_addr().ok()) else { return };
+                let Some(listener) = listener.or_else(|| client.local_address().ok()) else { return };
                 Some(proxy_protocol::encode(version, address, listener))
             }
             None => None,
@@ -385,24 +392,23 @@ impl Shared {
             },
         };
         let speaks_first = header.is_some() || client.has_spoken();
-        let Some((mut to_target, mut claim)) = self.connect(&config, address, speaks_first).await else {
-            refuse(client.socket());
+        let Some((to_target, mut claim)) = self.connect(&config, address, speaks_first).await else {
+            client.socket().reset_when_closed();
             self.counted.unserved.fetch_add(1, Ordering::Relaxed);
             if config.access_log {
                 tracing::info!(listener = config.name, client = %address, ended = "no target", "connection");
             }
             return;
         };
-        // Data goes on as it comes, in whatever pieces; the client's connection has it from the listener's socket.
-        let _ = to_target.set_nodelay(true);
         if let Some(interval) = config.keepalive {
             for stream in [client.socket(), &to_target] {
-                let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive(interval));
+                let _ = stream.socket().set_tcp_keepalive(&keepalive(interval));
             }
         }
         if let Some(header) = header {
             // It fits the empty buffer; if the target is gone already, the relay finds out.
             let _ = to_target.write_all(&header).await;
+            send_at_once(&to_target);
             acknowledge_at_once(&to_target);
         }
         let relayed = {
@@ -418,7 +424,7 @@ impl Shared {
                 target = %claim.target,
                 bytes_to_target = relayed.bytes_to_target,
                 bytes_to_client = relayed.bytes_to_client,
-                seconds = start.elapsed().as_secs_f64(),
+                seconds = (now() - start).as_secs_f64(),
                 ended = relayed.ended.label(),
                 "connection"
             );
@@ -432,27 +438,27 @@ impl Shared {
         config: &Config,
         client: SocketAddr,
         speaks_first: bool,
-    ) -> Option<(TcpStream, Claim<'_>)> {
+    ) -> Option<(Stream, Claim<'_>)> {
         let mut tried = Vec::new();
         while tried.len() < MOST_TRIES
             && let Some(claim) = self.group.claim(client, &tried)
         {
-            let start = Instant::now();
-            let attempt = timeout(config.connect_timeout, connect_to(claim.target, speaks_first)).await;
-            match attempt {
-                Ok(Ok(stream)) => {
-                    lock(&self.connect_latency).observe(start.elapsed());
+            let start = now();
+            let attempt = Stream::connect(claim.target, speaks_first);
+            match reactor::timeout(config.connect_timeout, attempt).await {
+                Some(Ok(stream)) => {
+                    lock(&self.connect_latency).observe(now() - start);
                     claim.connected(Ok(()));
                     return Some((stream, claim));
                 }
-                Ok(Err(error)) => match connect_error(&error) {
+                Some(Err(error)) => match connect_error(&error) {
                     Some(failure) => claim.connected(Err(failure)),
                     // Of this host, such as no port left towards this target: another one has its own.
                     None => {
                         tracing::debug!(listener = config.name, target = %claim.target, %error, "cannot connect");
                     }
                 },
-                Err(_) => claim.connected(Err(CheckError::TimedOut)),
+                None => claim.connected(Err(CheckError::TimedOut)),
             }
             tried.push(claim.target);
         }
@@ -490,50 +496,63 @@ impl Counted {
     }
 }
 
-/// Takes connections in until it is told to stop, then waits for those that are left.
-async fn accept(socket: TcpListener, shared: Arc<Shared>, mut stopping: watch::Receiver<()>) {
+/// Takes connections in until it is told to stop.
+async fn accept(
+    socket: Arc<mio::net::TcpListener>,
+    shared: Arc<Shared>,
+    mut stopping: watch::Receiver<()>,
+    alive: mpsc::Sender<()>,
+    team: Membership,
+) {
     let descriptors = &shared.common.descriptors;
-    let mut pauses = Pauses { shared: &shared, warned: None };
-    let mut connections = JoinSet::new();
-    // For the next connection: whoever is accepted has all that it needs.
-    let mut pair = descriptors.try_take();
+    let ears = match Ears::new(&socket) {
+        Ok(ears) => ears,
+        Err(error) => {
+            tracing::error!(%error, "cannot wait for connections");
+            return;
+        }
+    };
     loop {
-        tokio::select! {
-            accepted = socket.accept(), if pair.is_some() => match accepted {
-                Ok((client, address)) => {
-                    if let Some(pair) = pair.take() {
-                        admit(&shared, &mut connections, client, address, pair);
-                    }
-                    pair = descriptors.try_take();
-                    if pair.is_none() {
-                        pauses.note("all descriptors for connections are taken");
+        for _ in 0..MOST_AT_ONCE {
+            tokio::select! {
+                () = ears.readable() => {}
+                _ = stopping.changed() => return,
+            }
+            // Whoever is accepted has all that it needs.
+            let pair = match descriptors.try_take() {
+                Some(pair) => pair,
+                None => {
+                    let _pause = Pause::begin(&shared, "all descriptors for connections are taken");
+                    tokio::select! {
+                        pair = descriptors.take() => pair,
+                        _ = stopping.changed() => return,
                     }
                 }
+            };
+            match ears.accept() {
+                Ok((client, address)) => admit(&shared, client, address, pair, &alive, &team),
+                // Another thread was faster.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // It had gone before its turn.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 // Of this host, as no memory: it does not get better by asking again at once.
                 Err(error) => {
-                    pauses.note(&error.to_string());
-                    sleep(ACCEPT_PAUSE).await;
+                    let _pause = Pause::begin(&shared, &error.to_string());
+                    sleep_until(now() + ACCEPT_PAUSE).await;
                 }
-            },
-            taken = descriptors.take(), if pair.is_none() => pair = Some(taken),
-            _ = stopping.changed() => break,
+            }
         }
-        // One that has ended waits for the next to come: to be woken for each would cost more than what is left of it.
-        while connections.try_join_next().is_some() {}
+        yield_now().await;
     }
-    drop(socket);
-    drop(pair);
-    while connections.join_next().await.is_some() {}
 }
 
 fn admit(
     shared: &Arc<Shared>,
-    connections: &mut JoinSet<()>,
     client: TcpStream,
     address: SocketAddr,
     pair: Pair,
+    alive: &mpsc::Sender<()>,
+    team: &Membership,
 ) {
     let now = shared.group.now();
     if let Err(refusal) = shared.admission().admit(now, address.ip()) {
@@ -541,14 +560,27 @@ fn admit(
         tracing::debug!(client = %address, reason = refusal.label(), "connection refused");
         return;
     }
-    let admitted = Admitted { shared: Arc::clone(shared), _pair: pair };
-    connections.spawn(async move { admitted.shared.serve(client, address).await });
+    let admitted = Admitted { shared: Arc::clone(shared), _pair: pair, _alive: alive.clone() };
+    team.spawn(move || {
+        // What it has said already is known when it has its turn, after this thread's next look at what is ready.
+        let client = Stream::adopt(client);
+        async move {
+            match client {
+                Ok(client) => {
+                    client.is_mine();
+                    admitted.shared.serve(client, address).await;
+                }
+                Err(error) => tracing::warn!(client = %address, %error, "connection refused"),
+            }
+        }
+    });
 }
 
 /// Counts as an open connection until it is dropped.
 struct Admitted {
     shared: Arc<Shared>,
     _pair: Pair,
+    _alive: mpsc::Sender<()>,
 }
 
 impl Drop for Admitted {
@@ -557,20 +589,28 @@ impl Drop for Admitted {
     }
 }
 
-/// Counts how often accepting pauses, and says so now and then.
-struct Pauses<'a> {
-    shared: &'a Shared,
-    warned: Option<Instant>,
+/// While a thread cannot accept. However many of them pause at a time, it is one pause.
+struct Pause<'a>(&'a Shared);
+
+impl<'a> Pause<'a> {
+    /// Counts it, and says so now and then.
+    fn begin(shared: &'a Shared, reason: &str) -> Self {
+        if shared.pausing.fetch_add(1, Ordering::Relaxed) == 0 {
+            shared.counted.accept_pauses.fetch_add(1, Ordering::Relaxed);
+            let mut warned = lock(&shared.warned);
+            if warned.is_none_or(|at| now() - at > WARNING_INTERVAL) {
+                *warned = Some(now());
+                let listener = &shared.config().name;
+                tracing::warn!(listener, reason, "accepting pauses: clients have to wait");
+            }
+        }
+        Self(shared)
+    }
 }
 
-impl Pauses<'_> {
-    fn note(&mut self, reason: &str) {
-        self.shared.counted.accept_pauses.fetch_add(1, Ordering::Relaxed);
-        if self.warned.is_none_or(|at| at.elapsed() > WARNING_INTERVAL) {
-            self.warned = Some(Instant::now());
-            let listener = &self.shared.config().name;
-            tracing::warn!(listener, reason, "accepting pauses: clients have to wait");
-        }
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.0.pausing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -586,7 +626,7 @@ enum HeaderError {
 }
 
 /// Takes the header of the PROXY protocol from the begin of a connection, and nothing of what follows it.
-async fn take_header(client: &mut TcpStream) -> Result<Header, HeaderError> {
+async fn take_header(client: &Stream) -> Result<Header, HeaderError> {
     let mut taken = Vec::new();
     let mut next = [0; MOST_BYTES];
     loop {
@@ -599,7 +639,7 @@ async fn take_header(client: &mut TcpStream) -> Result<Header, HeaderError> {
         let header = proxy_protocol::parse(&taken)?;
         // Of a header that goes on, all that has come is a part.
         let length = header.map_or(taken.len(), |(_, length)| length);
-        client.read_exact(&mut next[..length.saturating_sub(known)]).await?;
+        client.skip(&mut next[..length.saturating_sub(known)])?;
         if let Some((header, _)) = header {
             return Ok(header);
         }
@@ -609,17 +649,6 @@ async fn take_header(client: &mut TcpStream) -> Result<Header, HeaderError> {
 /// A peer that is gone is noticed after four intervals.
 fn keepalive(interval: Duration) -> TcpKeepalive {
     TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(3)
-}
-
-/// Connects. What is to be sent first then acknowledges the target's SYN as well: a packet less, and the target is woken
-/// once instead of twice. From then on, see [`acknowledge_at_once`].
-async fn connect_to(target: SocketAddr, speaks_first: bool) -> io::Result<TcpStream> {
-    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if speaks_first {
-        // Without it, all is as it was.
-        let _ = SockRef::from(&socket).set_tcp_quickack(false);
-    }
-    socket.connect(target).await
 }
 
 /// Closing then resets it.
@@ -635,6 +664,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const BACKLOG: i32 = 4096;
 /// For connections that are cut to end.
 const CUT_TIME: Duration = Duration::from_millis(500);
+/// Connections that are taken in at a stretch while others wait.
+const MOST_AT_ONCE: usize = 2;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// For a client's proxy to send its header.

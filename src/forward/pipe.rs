@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
-use tokio::time::sleep;
+
+use super::reactor::{now, sleep_until};
 
 /// Empty pipes that can be used again.
 #[derive(Debug, Default)]
@@ -37,7 +38,7 @@ impl Pipes {
                 Ok(pipe) => return pipe,
                 Err(error) => {
                     tracing::debug!(%error, "no pipe to be had, waiting");
-                    sleep(PAUSE).await;
+                    sleep_until(now() + PAUSE).await;
                 }
             }
         }

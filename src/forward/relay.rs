@@ -4,22 +4,18 @@
 //! of its own. Each side is read only as fast as the other takes it. An end of data on one side is passed on as such while
 //! the other direction goes on (RFC 9293 section 3.6: half-close); a reset is passed on as a reset.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
-use std::io::{self, Read as _};
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use nix::libc;
-use socket2::SockRef;
-use tokio::io::{Interest, Ready};
-use tokio::net::TcpStream;
-use tokio::task::consume_budget;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::pipe::{Pipe, Pipes};
+use super::reactor::{Ready, now, sleep_until, yield_now};
+use super::stream::Stream;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +69,8 @@ impl Ended {
 /// Relays between the two until both are done, one is reset, nothing has come for `idle`, or `cut` is done. Both are
 /// closed afterwards. `carried` counts what goes by this relay, too.
 pub async fn relay(
-    client: TcpStream,
-    target: TcpStream,
+    client: Stream,
+    target: Stream,
     pipes: &Pipes,
     carried: &Carried,
     idle: Duration,
@@ -99,7 +95,7 @@ pub async fn relay(
 /// Waits until `both` directions are done, a side has failed, there was no activity for `idle`, or `cut` is done. Unless
 /// all is done, and also if it is dropped, the sockets of client and target will be reset when they are closed.
 pub(super) async fn supervise<T>(
-    [client, target]: [&TcpStream; 2],
+    [client, target]: [&Stream; 2],
     both: impl Future<Output = Result<T, Ended>>,
     activity: &Activity,
     idle: Duration,
@@ -134,8 +130,7 @@ async fn both<'a>(
         Side::Client => (client, target, to_client),
         Side::Target => (target, client, to_target),
     };
-    // If it is not connected any more, the other way says how that came.
-    let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
+    to.shutdown();
     tokio::select! {
         biased;
         done = other => done,
@@ -169,14 +164,20 @@ pub(super) async fn first_done(
 
 /// Has what a target says acknowledged as by default: one that sends its first answer in small pieces may wait for that
 /// before the second (Nagle's algorithm, RFC 9293 section 3.7.4), and a late acknowledgement takes 40 ms.
-pub(super) fn acknowledge_at_once(target: &TcpStream) {
+pub(super) fn acknowledge_at_once(target: &Stream) {
     // Without it, all is slower only.
-    let _ = SockRef::from(target).set_tcp_quickack(true);
+    let _ = target.socket().set_tcp_quickack(true);
+}
+
+/// Has what a target is told sent as it comes, in whatever pieces, and not when what was sent before is acknowledged
+/// (Nagle's algorithm). A client's connection has it from the listener's socket.
+pub(super) fn send_at_once(target: &Stream) {
+    let _ = target.socket().set_tcp_nodelay(true);
 }
 
 /// Has both connections reset, unless they are finished.
 struct Unfinished<'a> {
-    streams: [&'a TcpStream; 2],
+    streams: [&'a Stream; 2],
     finished: bool,
 }
 
@@ -184,8 +185,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.finished {
             for stream in self.streams {
-                // Closing then sends a reset (socket(7)), or nothing, if it came from there.
-                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+                stream.reset_when_closed();
             }
         }
     }
@@ -193,24 +193,19 @@ impl Drop for Unfinished<'_> {
 
 /// One direction.
 struct Way<'a> {
-    source: &'a TcpStream,
-    destination: &'a TcpStream,
+    source: &'a Stream,
+    destination: &'a Stream,
     from: Side,
     bytes: u64,
     /// With those of other relays.
     all_bytes: &'a AtomicU64,
-    /// What the source says first may be acknowledged late.
-    is_late: bool,
+    /// Nothing has been passed on yet.
+    is_first: bool,
 }
 
 impl<'a> Way<'a> {
-    const fn new(
-        source: &'a TcpStream,
-        destination: &'a TcpStream,
-        from: Side,
-        all_bytes: &'a AtomicU64,
-    ) -> Self {
-        Self { source, destination, from, bytes: 0, all_bytes, is_late: matches!(from, Side::Target) }
+    const fn new(source: &'a Stream, destination: &'a Stream, from: Side, all_bytes: &'a AtomicU64) -> Self {
+        Self { source, destination, from, bytes: 0, all_bytes, is_first: true }
     }
 
     fn count(&mut self, bytes: usize) {
@@ -223,9 +218,7 @@ impl<'a> Way<'a> {
         // What comes in small pieces is copied, which costs less than moving it twice.
         let mut much = false;
         loop {
-            poll_fn(|context| self.source.poll_read_ready(context))
-                .await
-                .map_err(|_| Ended::Reset(self.from))?;
+            self.source.readable().await;
             let came = if much { self.splice(pipes, activity).await? } else { self.copy(activity).await? };
             match came {
                 Some(length) => much = length >= MOST_COPIED,
@@ -237,42 +230,52 @@ impl<'a> Way<'a> {
 
     /// Passes on what has come, if it is little, else the begin of it. Gives how much that was, and `None` at the end.
     async fn copy(&mut self, activity: &Activity) -> Result<Option<usize>, Ended> {
-        let is_last = end_has_come(self.source).await;
+        let is_last = end_has_come(self.source);
         // Then the end goes out in one segment with what is passed on, which is held for it.
         let flags = if is_last { libc::MSG_MORE } else { 0 };
         let (came, left) = ROOM.with_borrow_mut(|room| {
-            let came = match read(self.source, room) {
+            let came = match self.source.read(room) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((Some(0), Vec::new())),
                 Err(_) => return Err(Ended::Reset(self.from)),
                 Ok(0) => return Ok((None, Vec::new())),
                 Ok(length) => &room[..length],
             };
             activity.note();
-            let send = || SockRef::from(self.destination).send_with_flags(came, flags);
-            let passed = match self.destination.try_io(Interest::WRITABLE, send) {
+            let passed = match self.destination.send(came, flags) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 passed => passed.map_err(|_| Ended::Reset(self.to()))?,
             };
             self.count(passed);
             Ok((Some(came.len()), came[passed..].to_vec()))
         })?;
-        if self.is_late && !is_last {
-            self.is_late = false;
-            acknowledge_at_once(self.source);
+        let is_all = is_last && came.is_some_and(|length| length < MOST_COPIED);
+        if self.is_first && !is_all {
+            self.is_first = false;
+            self.is_to_go_on();
         }
         if !left.is_empty() {
             self.write(&left).await?;
             activity.note();
         }
-        Ok(came)
+        // The end has come, and less than there was room for: to ask for more would only tell so.
+        Ok(came.filter(|_| !is_all))
+    }
+
+    /// What is said once, as most of what is said in short connections, costs no system call more than that.
+    fn is_to_go_on(&self) {
+        match self.from {
+            // The first piece never waits; of the others none is to.
+            Side::Client => send_at_once(self.destination),
+            Side::Target => acknowledge_at_once(self.source),
+        }
     }
 
     /// Passes on all that comes until there is a pause. Gives how much that was, and `None` at the end.
     async fn splice(&mut self, pipes: &Pipes, activity: &Activity) -> Result<Option<usize>, Ended> {
         let mut pipe = pipes.take().await;
-        let mut all = 0;
+        let (mut all, mut rounds) = (0, 0);
         let came = loop {
-            match self.source.try_io(Interest::READABLE, || pipe.fill(self.source)) {
+            match self.source.attempt(Ready::READABLE, || pipe.fill(self.source)) {
                 Ok(0) => break None,
                 Ok(length) => all += length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Some(all),
@@ -282,7 +285,10 @@ impl<'a> Way<'a> {
             self.drain(&mut pipe).await?;
             activity.note();
             // Others have their turn, however much there is.
-            consume_budget().await;
+            rounds += 1;
+            if rounds % MOST_ROUNDS == 0 {
+                yield_now().await;
+            }
         };
         pipes.give_back(pipe);
         Ok(came)
@@ -290,7 +296,7 @@ impl<'a> Way<'a> {
 
     async fn drain(&mut self, pipe: &mut Pipe) -> Result<(), Ended> {
         while pipe.held() > 0 {
-            let moved = self.destination.try_io(Interest::WRITABLE, || pipe.drain(self.destination));
+            let moved = self.destination.attempt(Ready::WRITABLE, || pipe.drain(self.destination));
             self.passed(moved).await?;
         }
         Ok(())
@@ -298,7 +304,7 @@ impl<'a> Way<'a> {
 
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
         while !bytes.is_empty() {
-            let written = self.destination.try_write(bytes);
+            let written = self.destination.send(bytes, 0);
             bytes = &bytes[self.passed(written).await?..];
         }
         Ok(())
@@ -314,9 +320,7 @@ impl<'a> Way<'a> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
                 biased;
-                ready = poll_fn(|context| self.destination.poll_write_ready(context)) => {
-                    ready.map(|()| 0).map_err(|_| reset)
-                }
+                () = self.destination.writable() => Ok(0),
                 () = failure(self.source) => Err(Ended::Reset(self.from)),
             },
             Err(_) => Err(reset),
@@ -331,70 +335,43 @@ impl<'a> Way<'a> {
     }
 }
 
-/// Reads what has come, as far as there is room.
-fn read(source: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
-    let mut came = Err(io::ErrorKind::WouldBlock.into());
-    let _ = source.try_io(Interest::READABLE, || {
-        came = (&*SockRef::from(source)).read(room);
-        match came {
-            Ok(length) if length == 0 || length == room.len() => Ok(()),
-            // Less than there is room for is all that there was: to ask again would only tell so (epoll(7)).
-            _ => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    });
-    came
-}
-
 /// Whether a connection has been told the end of what the other side says, and not by a reset; some of it may be unread.
-async fn end_has_come(stream: &TcpStream) -> bool {
-    poll_fn(|context| {
-        // Known at once, or not at all.
-        let ready = pin!(stream.ready(Interest::READABLE | Interest::ERROR)).poll(context);
-        let is_end = |ready: Ready| ready.is_read_closed() && !ready.is_error();
-        Poll::Ready(matches!(ready, Poll::Ready(Ok(ready)) if is_end(ready)))
-    })
-    .await
+fn end_has_come(stream: &Stream) -> bool {
+    stream.ready().is(Ready::READ_CLOSED) && !stream.ready().is(Ready::ERROR)
 }
 
 /// Ends when a connection has failed. Only for one that nobody reads from: who does is told so. On the heap, as most
 /// connections are read from.
-fn failure(stream: &TcpStream) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+fn failure(stream: &Stream) -> Pin<Box<dyn Future<Output = ()> + '_>> {
     Box::pin(async move {
         loop {
-            let ready = stream.ready(Interest::ERROR).await;
+            stream.failed().await;
             // The error is taken by whoever sees it first.
-            let failed =
-                ready.is_err() || SockRef::from(stream).take_error().is_ok_and(|error| error.is_some());
-            if failed {
+            if stream.socket().take_error().is_ok_and(|error| error.is_some()) {
                 return;
             }
-            let _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            stream.clear(Ready::ERROR);
         }
     })
 }
 
 /// When data was last seen.
-pub(super) struct Activity {
-    start: Instant,
-    /// Since then.
-    last_millis: AtomicU64,
-}
+pub(super) struct Activity(Cell<Instant>);
 
 impl Activity {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), last_millis: AtomicU64::new(0) }
+        Self(Cell::new(now()))
     }
 
     pub(super) fn note(&self) {
-        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_millis.store(millis, Ordering::Relaxed);
+        self.0.set(now());
     }
 
     /// Ends when nothing has been seen for so long.
     async fn silence(&self, idle: Duration) {
         loop {
-            let until = self.start + Duration::from_millis(self.last_millis.load(Ordering::Relaxed)) + idle;
-            if until <= Instant::now() {
+            let until = self.0.get() + idle;
+            if until <= now() {
                 return;
             }
             sleep_until(until).await;
@@ -409,3 +386,5 @@ thread_local! {
 
 /// More than that is spliced. The smallest pipe holds as much (pipe(7), `pipe-user-pages-soft`).
 const MOST_COPIED: usize = 8 << 10;
+/// How often a pipe is filled at a stretch while others wait: each that goes on has less to do with what it left.
+const MOST_ROUNDS: u32 = 128;

@@ -45,6 +45,7 @@ pub use ports::AddressUse;
 pub use service::{Answer, Balancer, Closed, NoTargets, Refusal};
 pub use tcp::TcpState;
 
+use self::slab::Id;
 use crate::time::Instant;
 use crate::wire::{Endpoint, Headers, Packet, Protocol, Transport};
 use answer::{Answers, HeldSyn};
@@ -54,7 +55,6 @@ use index::Secret;
 use ports::Pool;
 use random::{Identifications, Random};
 use service::Services;
-use slab::Id;
 use table::{Carrier, Session, Table};
 
 /// See the module.

@@ -148,7 +148,7 @@ async fn drained_target_keeps_its_connections_for_the_delay_and_gets_no_new_ones
     // Until the delay is over.
     let error = old.read(&mut [0; 8]).await.expect_err("a reset");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    assert_eq!(listener.report().counters.cut, 1);
+    wait_for(&listener, |report| report.counters.cut == 1).await;
 }
 
 #[tokio::test]

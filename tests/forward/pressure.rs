@@ -21,8 +21,8 @@ async fn accepting_pauses_while_descriptors_are_short_and_goes_on_afterwards() {
     for _ in 0..6 {
         open.push(call(address).await.unwrap());
     }
-    wait_for(&listener, |report| report.counters.accept_pauses == 1).await;
     let waiting = tokio::spawn(call(address));
+    wait_for(&listener, |report| report.counters.accept_pauses == 1).await;
     // Those that are there are served as before.
     for (_, stream) in &mut open {
         stream.write_all(b"hello").await.unwrap();

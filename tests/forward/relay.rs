@@ -4,7 +4,7 @@ use std::future::pending;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use egret::forward::{Carried, Ended, Pipes, Relayed, Side, relay};
+use egret::forward::{Carried, Ended, Pipes, Reactor, Relayed, Side, Stream, relay};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,14 +36,25 @@ struct Relaying {
 async fn relaying(idle: Duration) -> Relaying {
     let ((client, from_client), (to_target, target)) = (connection().await, connection().await);
     let (cut, is_cut) = oneshot::channel();
-    let relay = tokio::spawn(async move {
-        let pipes = Pipes::default();
-        relay(from_client, to_target, &pipes, &Carried::default(), idle, async {
-            let _ = is_cut.await;
-        })
-        .await
-    });
+    let relay = tokio::spawn(relayed(from_client, to_target, idle, async {
+        let _ = is_cut.await;
+    }));
     Relaying { client, target, relay, cut }
+}
+
+/// What comes of a relay between the two.
+async fn relayed(
+    client: TcpStream,
+    target: TcpStream,
+    idle: Duration,
+    cut: impl Future<Output = ()> + Send + 'static,
+) -> Relayed {
+    let [client, target] = [client, target].map(|stream| stream.into_std().unwrap());
+    let relaying = move || async move {
+        let [client, target] = [client, target].map(|stream| Stream::adopt(stream).unwrap());
+        relay(client, target, &Pipes::default(), &Carried::default(), idle, cut).await
+    };
+    Reactor::default().run(relaying).await.unwrap()
 }
 
 fn reset(stream: TcpStream) {
@@ -75,9 +86,7 @@ async fn last_words_and_the_end_come_in_one_segment() {
     while !to_target.ready(Interest::READABLE).await.unwrap().is_read_closed() {
         tokio::task::yield_now().await;
     }
-    let relay = tokio::spawn(async move {
-        relay(from_client, to_target, &Pipes::default(), &Carried::default(), LONG, pending()).await;
-    });
+    let relay = tokio::spawn(relayed(from_client, to_target, LONG, pending()));
     let mut heard = Vec::new();
     client.read_to_end(&mut heard).await.unwrap();
     assert_eq!((heard.as_slice(), segments_in(&client)), (&b"bye"[..], 2), "a SYN and data");
@@ -92,8 +101,7 @@ async fn last_words_of_a_side_that_resets_are_passed_on() {
     reset(client);
     // The relay is told of both at once.
     from_client.ready(Interest::ERROR).await.unwrap();
-    let (pipes, carried) = (Pipes::default(), Carried::default());
-    let relayed = relay(from_client, to_target, &pipes, &carried, LONG, pending()).await;
+    let relayed = relayed(from_client, to_target, LONG, pending()).await;
     assert_eq!((relayed.ended, relayed.bytes_to_target), (Ended::Reset(Side::Client), 10));
     let mut heard = [0; 10];
     target.read_exact(&mut heard).await.unwrap();
@@ -109,8 +117,7 @@ async fn answer_that_came_before_a_reset_is_passed_on_though_the_request_cannot_
     reset(target);
     from_client.readable().await.unwrap();
     to_target.ready(Interest::ERROR).await.unwrap();
-    let (pipes, carried) = (Pipes::default(), Carried::default());
-    let relayed = relay(from_client, to_target, &pipes, &carried, LONG, pending()).await;
+    let relayed = relayed(from_client, to_target, LONG, pending()).await;
     assert_eq!((relayed.ended, relayed.bytes_to_client), (Ended::Reset(Side::Target), 2));
     let mut heard = [0; 2];
     client.read_exact(&mut heard).await.unwrap();
@@ -254,9 +261,8 @@ async fn both_are_reset_when_it_is_cut() {
 #[tokio::test]
 async fn both_are_reset_after_the_idle_time_and_not_before() {
     let ((client, from_client), (to_target, target)) = (connection().await, connection().await);
-    let (pipes, start) = (Pipes::default(), Instant::now());
-    let idle = Duration::from_millis(300);
-    let relayed = relay(from_client, to_target, &pipes, &Carried::default(), idle, pending()).await;
+    let (idle, start) = (Duration::from_millis(300), Instant::now());
+    let relayed = relayed(from_client, to_target, idle, pending()).await;
     assert_eq!(relayed.ended, Ended::Idle);
     assert!(start.elapsed() >= idle);
     assert_reset(client).await;

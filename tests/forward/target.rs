@@ -1,5 +1,6 @@
 //! Targets, and a listener in front of them.
 
+use std::io::ErrorKind;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,7 +126,10 @@ pub fn start_with(config: Config, common: Common) -> (Listener, SocketAddr) {
 
 /// Who answers a new connection, and the connection; nobody if it is reset.
 pub async fn call(listener: SocketAddr) -> Option<(String, TcpStream)> {
-    let mut stream = TcpStream::connect(listener).await.unwrap();
+    let mut stream = match TcpStream::connect(listener).await {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+        stream => stream.unwrap(),
+    };
     let mut name = [0; 8];
     stream.read_exact(&mut name).await.ok()?;
     Some((String::from_utf8(name.to_vec()).unwrap().trim().to_owned(), stream))

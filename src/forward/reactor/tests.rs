@@ -1,0 +1,117 @@
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::mpsc;
+
+use tokio::time::timeout as within;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn future_is_woken_from_another_thread() {
+    let reactor = Reactor::default();
+    let (tell, told) = oneshot::channel();
+    let (begun, has_begun) = oneshot::channel();
+    let running = reactor.run(|| async {
+        begun.send(()).unwrap();
+        told.await.unwrap()
+    });
+    let telling = async {
+        has_begun.await.unwrap();
+        tell.send(7).unwrap();
+    };
+    let (heard, ()) = within(SOON, async { tokio::join!(running, telling) }).await.expect("in time");
+    assert_eq!(heard.unwrap(), 7);
+}
+
+fn fails() -> u8 {
+    panic!("meant")
+}
+
+#[tokio::test]
+async fn future_that_panics_takes_nobody_with_it() {
+    let reactor = Reactor::default();
+    let (waits, ended) = oneshot::channel::<()>();
+    let other = reactor.run(|| async { ended.await.is_ok() });
+    let panics = reactor.run(|| async { fails() });
+    let both = async {
+        let panicked = panics.await;
+        waits.send(()).unwrap();
+        panicked
+    };
+    let (other, panicked) = within(SOON, async { tokio::join!(other, both) }).await.expect("in time");
+    assert!(other.unwrap() && panicked.is_err());
+}
+
+/// Tells when it is dropped.
+struct Told(mpsc::Sender<()>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+#[test]
+fn futures_end_with_their_team_and_with_the_reactor() {
+    let reactor = Reactor::default();
+    let (tell, told) = mpsc::channel();
+    let waiting = || {
+        let told = Told(tell.clone());
+        move || async move {
+            let _told = told;
+            pending::<()>().await;
+        }
+    };
+    let (one, other) = (reactor.team().unwrap(), reactor.team().unwrap());
+    one.0.spawn(waiting());
+    other.0.spawn(waiting());
+    drop(one);
+    told.recv_timeout(SOON).expect("the team is gone");
+    assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "the other is not");
+    drop(reactor);
+    told.recv_timeout(SOON).expect("the reactor is gone");
+}
+
+#[test]
+fn no_thread_gets_many_more_than_another() {
+    let reactor = Reactor::default();
+    let team = reactor.team().unwrap();
+    let (tell, told) = mpsc::channel();
+    // From one of the threads, as whoever accepts connections.
+    let members = team.0.clone();
+    team.0.spawn(move || async move {
+        for _ in 0..100 {
+            let tell = tell.clone();
+            members.spawn(move || async move {
+                tell.send(thread::current().id()).unwrap();
+                pending::<()>().await;
+            });
+        }
+    });
+    let mut counts: HashMap<_, usize> = HashMap::new();
+    for _ in 0..100 {
+        *counts.entry(told.recv_timeout(SOON).unwrap()).or_default() += 1;
+    }
+    let threads = team.0.threads.len();
+    assert_eq!(counts.len(), threads);
+    let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
+    assert!(most - least <= MOST_AHEAD.max(most / 8) + 1, "{counts:?}");
+}
+
+#[tokio::test]
+async fn sleep_ends_after_its_time_and_a_timeout_gives_up_on_what_takes_longer() {
+    let (slept, longer, shorter) = Reactor::default()
+        .run(|| async {
+            let begin = now();
+            sleep_until(begin + Duration::from_millis(30)).await;
+            let slept = Instant::now() - begin;
+            let longer = timeout(Duration::from_millis(5), pending::<()>()).await;
+            (slept, longer, timeout(SOON, yield_now()).await)
+        })
+        .await
+        .unwrap();
+    assert!(slept >= Duration::from_millis(30) && slept < SOON, "{slept:?}");
+    assert_eq!((longer, shorter), (None, Some(())));
+}
