@@ -139,6 +139,8 @@ impl ClassifierConfig {
 pub struct Classifier {
     /// What the addresses' map holds.
     kinds: BTreeMap<Ipv4Addr, u32>,
+    /// What the rules hold of it.
+    first: [Address; Rules::FIRST_ADDRESSES],
 }
 
 impl Classifier {
@@ -153,19 +155,30 @@ impl Classifier {
         host: &BTreeSet<Ipv4Addr>,
     ) -> Result<(), BpfError> {
         let kinds = kinds_of(&config.external, host)?;
+        let rules = with_first(config.rules, &kinds);
         let mut map: HashMap<_, u32, u32> = HashMap::try_from(map_mut(ebpf, "ADDRESS_KINDS")?)?;
-        for address in self.kinds.keys().filter(|address| !kinds.contains_key(address)) {
-            map.remove(&network_order(*address))?;
-        }
         for (address, kind) in &kinds {
             if self.kinds.get(address) != Some(kind) {
                 map.insert(network_order(*address), kind, 0)?;
             }
         }
-        let rules = with_first(config.rules, &kinds);
-        self.kinds = kinds;
         Array::<_, Ports>::try_from(map_mut(ebpf, "PORTS")?)?.set(0, *config.ports, 0)?;
-        Array::<_, Rules>::try_from(map_mut(ebpf, "RULES")?)?.set(0, rules, 0)?;
+        // Programs read the rules while they are written. An address that stays may get another place there, or none: until
+        // all of them have theirs, what is not found in the rules is looked for in the map.
+        let mut written = Array::<_, Rules>::try_from(map_mut(ebpf, "RULES")?)?;
+        for step in [
+            Rules { first: self.first, all_first: 0, ..rules },
+            Rules { first: rules.first, all_first: 0, ..rules },
+            rules,
+        ] {
+            written.set(0, step, 0)?;
+        }
+        self.first = rules.first;
+        let mut map: HashMap<_, u32, u32> = HashMap::try_from(map_mut(ebpf, "ADDRESS_KINDS")?)?;
+        for address in self.kinds.keys().filter(|address| !kinds.contains_key(address)) {
+            map.remove(&network_order(*address))?;
+        }
+        self.kinds = kinds;
         Ok(())
     }
 }

@@ -99,8 +99,8 @@ pub struct Usage {
     pub packets: u64,
     /// Of IPv4.
     pub bytes: u64,
-    /// An instant not before the last packet, and at most a second after it; the time of installation if there was
-    /// none.
+    /// An instant not before the last packet, and little more than a second after it at most; the time of installation
+    /// if there was none.
     pub last_use: Instant,
     pub marks: TcpMarks,
 }

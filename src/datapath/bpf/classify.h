@@ -54,10 +54,11 @@ struct prefix {
 	__be32 mask;
 };
 
+// Read as one word: the worker may be writing the next one there.
 struct address {
 	__be32 address;
 	__u32 kind; // ADDRESS_*; 0: none
-};
+} __attribute__((aligned(8)));
 
 struct rules {
 	__u32 roles; // ROLE_*, of this interface
@@ -192,10 +193,14 @@ static __always_inline int is_bypassed(const struct rules *rules, __be32 address
 static __always_inline __u32 address_kind(const struct rules *rules, __be32 address)
 {
 	for (__u32 i = 0; i < FIRST_ADDRESSES; i++) {
-		if (rules->first[i].address == address)
-			return rules->first[i].kind;
+		union {
+			__u64 word;
+			struct address known;
+		} first = { .word = *(const volatile __u64 *)&rules->first[i] };
+		if (first.known.address == address)
+			return first.known.kind;
 	}
-	if (rules->all_first)
+	if (*(const volatile __u32 *)&rules->all_first)
 		return 0;
 	__u32 *kind = bpf_map_lookup_elem(&ADDRESS_KINDS, &address);
 	return kind ? *kind : 0;

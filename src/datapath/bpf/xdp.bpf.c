@@ -302,8 +302,8 @@ static __always_inline struct flow *find(const struct flow_key *key, struct flow
 	return 0;
 }
 
-// The time in units of a flow's last_use, at most two ticks ago. The kernel's coarse clock stands still between ticks, so
-// it is asked once a tick. The tick's number is read without a call; asking takes several, and where calls are guarded
+// The time in units of a flow's last_use, at most three ticks ago. The kernel's coarse clock stands still between ticks, so
+// it is asked once a tick, and may not have been set for it yet. The tick's number is read without a call; asking takes several, and where calls are guarded
 // against speculation, that is almost as much as all else that is done for a packet.
 static __always_inline __u32 time_of(struct clock *clock)
 {

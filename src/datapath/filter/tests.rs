@@ -1,5 +1,6 @@
 use aya::programs::{TestRun, TestRunOptions};
 
+use super::super::sys::Rules;
 use super::*;
 use crate::datapath::classifier::Roles;
 use crate::nat;
@@ -61,8 +62,15 @@ enum Owner {
     Both,
 }
 
+/// What both make of an IPv4 packet, which is the same.
+fn owner(filters: &mut [Filter; 2], packet: &[u8]) -> Owner {
+    let [few, many] = filters.each_mut().map(|filter| owner_by(filter, packet));
+    assert_eq!(few, many, "however many addresses there are");
+    few
+}
+
 /// What the two programs make of an IPv4 packet, run by the kernel without any interface.
-fn owner(filter: &mut Filter, packet: &[u8]) -> Owner {
+fn owner_by(filter: &mut Filter, packet: &[u8]) -> Owner {
     let frame = [&ETHERNET, packet].concat();
     let run = |program: &mut SchedClassifier| {
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
@@ -118,17 +126,23 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const GRE: u8 = 47;
 
-/// A host at 10.0.0.10, which is the external address, with another address 10.0.0.11.
-fn filter_for(roles: Roles) -> Filter {
+/// A host at 10.0.0.10, which is the external address, with another address 10.0.0.11; and the same with so many more that
+/// these two are not among the first.
+fn filter_for(roles: Roles) -> [Filter; 2] {
     let prefixes = ["10.0.0.0/16".parse().expect("a prefix")];
-    let config = nat::Config {
-        internal: prefixes.to_vec(),
-        external_addresses: vec![HOST.parse::<Ipv4Addr>().expect("an address").into()],
-        ..nat::Config::default()
-    };
-    let host = [HOST, "10.0.0.11"].map(|address| address.parse().expect("an address"));
-    let written = ClassifierConfig::new(roles, &prefixes, &config).expect("few");
-    Filter::load(&written, &BTreeSet::from(host)).expect("the kernel takes it")
+    let more = (1..).take(Rules::FIRST_ADDRESSES).map(|last| Ipv4Addr::new(10, 0, 0, last));
+    let more: Vec<Ipv4Addr> = more.collect();
+    [&[][..], &more].map(|more| {
+        let external = more.iter().copied().chain(HOST.parse::<Ipv4Addr>());
+        let config = nat::Config {
+            internal: prefixes.to_vec(),
+            external_addresses: external.map(Into::into).collect(),
+            ..nat::Config::default()
+        };
+        let host = [HOST, "10.0.0.11"].map(|address| address.parse().expect("an address"));
+        let written = ClassifierConfig::new(roles, &prefixes, &config).expect("few");
+        Filter::load(&written, &BTreeSet::from(host)).expect("the kernel takes it")
+    })
 }
 
 #[test]

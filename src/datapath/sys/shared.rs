@@ -14,7 +14,7 @@ pub struct Prefix {
 
 /// An address that the host knows, and what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Address {
     pub address: u32,
     pub kind: u32,

@@ -159,7 +159,8 @@ impl Flows {
     }
 
     fn usage_of(&self, now: Instant, used: &FlowSlot) -> Usage {
-        // The end of the unit, however late the program's clock is: never before the packet.
+        // The end of the unit, and as much more as the program's clock may be late: never before the packet, unless the host
+        // has stood still.
         let end = ((u64::from(used.last_use) + 1) << UNIT_BITS) + MOST_LAG_NANOS;
         let nanos = end.saturating_sub(self.origin_nanos);
         Usage {
@@ -346,7 +347,7 @@ const BACK: u8 = 1;
 const HAIRPIN: u8 = 2;
 const NEXT_HOPS: usize = 16384;
 const UNIT_BITS: u32 = 30;
-/// Two ticks of the slowest kernels, of 100 Hz: see `time_of` in `bpf/xdp.bpf.c`.
-const MOST_LAG_NANOS: u64 = 20_000_000;
+/// Three ticks of the slowest kernels, of 100 Hz, and one to spare: see `time_of` in `bpf/xdp.bpf.c`.
+const MOST_LAG_NANOS: u64 = 40_000_000;
 /// What a next hop's word has room for. Longer packets, of which XDP knows none, are the engine's.
 const MOST_MTU: u16 = (1 << 15) - 1;
