@@ -639,7 +639,11 @@ async fn take_header(client: &Stream) -> Result<Header, HeaderError> {
         let header = proxy_protocol::parse(&taken)?;
         // Of a header that goes on, all that has come is a part.
         let length = header.map_or(taken.len(), |(_, length)| length);
-        client.skip(&mut next[..length.saturating_sub(known)])?;
+        let taken_now = length.saturating_sub(known);
+        client.skip(&mut next[..taken_now])?;
+        if taken_now == come && come < MOST_BYTES {
+            client.has_run_dry();
+        }
         if let Some((header, _)) = header {
             return Ok(header);
         }

@@ -85,8 +85,9 @@ struct Local {
     due: RefCell<BTreeSet<(Instant, usize)>>,
     /// As of the last look at the clock.
     now: Cell<Instant>,
-    /// The place of who is being polled.
+    /// The place of who is being polled, and what it may still do before others have their turn.
     current: Cell<usize>,
+    budget: Cell<u32>,
 }
 
 /// Where a future is.
@@ -120,6 +121,8 @@ impl Ready {
     /// The other side has said its last, or there is an error. It stays so.
     pub(super) const READ_CLOSED: Self = Self(4);
     pub(super) const ERROR: Self = Self(8);
+    /// There was urgent data: a read ends where it was, whatever follows. It stays so.
+    pub(super) const URGENT: Self = Self(16);
 
     pub(super) const fn is(self, what: Self) -> bool {
         self.0 & what.0 != 0
@@ -133,6 +136,7 @@ impl Ready {
             (EpollFlags::EPOLLRDHUP, Self::READABLE.0 | Self::READ_CLOSED.0),
             (EpollFlags::EPOLLHUP, Self::READABLE.0 | Self::READ_CLOSED.0 | Self::WRITABLE.0),
             (EpollFlags::EPOLLERR, Self::READABLE.0 | Self::WRITABLE.0 | Self::ERROR.0),
+            (EpollFlags::EPOLLPRI, Self::URGENT.0),
         ] {
             if events.contains(event) {
                 ready |= means;
@@ -151,9 +155,12 @@ impl Reactor {
         let mut threads = lock(&self.threads);
         if threads.is_empty() {
             let count = thread::available_parallelism().map_or(1, usize::from);
+            // If one cannot be had, those that were begin to end with this.
+            let mut starting = Self::default();
             for number in 0..count {
-                threads.push(start(number)?);
+                lock(&starting.threads).push(start(number)?);
             }
+            std::mem::swap(&mut *threads, starting.threads.get_mut().unwrap_or_else(PoisonError::into_inner));
         }
         let team = TEAMS.fetch_add(1, Ordering::Relaxed);
         Ok(Team(Membership { team, over: Arc::default(), threads: threads.clone().into() }))
@@ -238,7 +245,15 @@ impl Inbox {
         begin: impl FnOnce() -> F + Send + 'static,
     ) {
         self.load.fetch_add(1, Ordering::Relaxed);
-        self.send(Message::Begin(team.clone(), Box::new(|| Box::pin(async { begin().await }))));
+        let begin = || {
+            let task = begin();
+            // What it has begun with is known after that thread's next look at what is ready.
+            Box::pin(async {
+                yield_now().await;
+                task.await;
+            }) as Task
+        };
+        self.send(Message::Begin(team.clone(), Box::new(begin)));
     }
 
     fn send(&self, message: Message) {
@@ -281,6 +296,7 @@ impl Local {
             due: RefCell::default(),
             now: Cell::new(Instant::now()),
             current: Cell::default(),
+            budget: Cell::default(),
         }
     }
 
@@ -358,6 +374,7 @@ impl Local {
         });
         let Some(mut task) = task else { return };
         self.current.set(place);
+        self.budget.set(BUDGET);
         let waker = self.wakers.borrow().get(place).cloned().unwrap_or_else(|| Waker::noop().clone());
         let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(&waker))));
         match polled {
@@ -370,14 +387,16 @@ impl Local {
                 if ended.is_err() {
                     tracing::error!("a connection has ended by a panic");
                 }
-                // What it drops may well use this thread's own.
-                drop(task);
-                self.leave(place);
+                self.leave(place, task);
             }
         }
     }
 
-    fn leave(&self, place: usize) {
+    fn leave(&self, place: usize, task: Task) {
+        // What it drops may well use this thread's own.
+        if catch_unwind(AssertUnwindSafe(|| drop(task))).is_err() {
+            tracing::error!("the end of a connection was a panic");
+        }
         let Some(left) = self.places.borrow_mut().try_remove(place) else { return };
         self.inbox.load.fetch_sub(1, Ordering::Relaxed);
         if let Some(due) = left.due {
@@ -393,8 +412,9 @@ impl Local {
         drop(places);
         for place in those {
             let task = self.places.borrow_mut().get_mut(place).and_then(|there| there.task.take());
-            drop(task);
-            self.leave(place);
+            if let Some(task) = task {
+                self.leave(place, task);
+            }
         }
     }
 
@@ -496,19 +516,20 @@ impl Watched {
         self.ready.get()
     }
 
-    /// Whether it may be ready, for a future that is polled again when it is.
+    /// Whether it may be ready, for a future that is polled again when it is, and when others have had their turn.
     pub(super) fn poll(&self, what: Ready) -> Poll<()> {
-        if self.ready().is(what) { Poll::Ready(()) } else { Poll::Pending }
+        if self.ready().is(what) && may_go_on() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Does something for which it may not be ready after all.
     ///
     /// # Errors
-    /// As of what is done; `WouldBlock` also without asking, if that is known.
+    /// As of what is done; `WouldBlock` also without asking, if that is known, or if it is the others' turn.
     pub(super) fn attempt<T>(&self, what: Ready, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if !self.ready().is(what) {
+        if !self.ready().is(what) || !may_go_on() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        with(|local| local.budget.set(local.budget.get().saturating_sub(1)));
         let done = act();
         if matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             self.clear(what);
@@ -521,11 +542,30 @@ impl Watched {
         self.ready.set(Ready(self.ready.get().0 & !what.0));
     }
 
-    /// Has no more changes told. The socket itself leaves the set when it is closed.
+    /// Has no more changes told. A socket that nobody else holds leaves the set when it is closed.
     pub(super) fn forget(&self) {
         let place = usize::try_from(self.token & u64::from(u32::MAX)).unwrap_or(usize::MAX);
         with(|local| local.watched.borrow_mut().try_remove(place));
     }
+
+    /// As [`Self::forget`], for a socket that others hold as well: of what is left in the set, others would not be told.
+    pub(super) fn take_out(&self, socket: impl AsFd) {
+        // It is there.
+        with(|local| local.epoll.delete(socket));
+        self.forget();
+    }
+}
+
+/// Whether who is being polled may go on; if not, it is polled again when others have had their turn.
+fn may_go_on() -> bool {
+    let goes_on = with(|local| {
+        let goes_on = local.budget.get() > 0;
+        if !goes_on {
+            local.enqueue(local.current.get());
+        }
+        goes_on
+    });
+    goes_on.unwrap_or(true)
 }
 
 /// The time, as of this thread's last look at what is ready.
@@ -589,6 +629,8 @@ static TEAMS: AtomicU64 = AtomicU64::new(0);
 const BELL: u64 = u64::MAX;
 /// How many more futures than another thread one may have, at the least.
 const MOST_AHEAD: usize = 2;
+/// What a future may do at a stretch while others wait, in calls: to go on costs less than to be interrupted.
+const BUDGET: u32 = 64;
 /// Of one look.
 const MOST_EVENTS: usize = 256;
 

@@ -14,7 +14,7 @@ use nix::libc;
 use tokio::time::Instant;
 
 use super::pipe::{Pipe, Pipes};
-use super::reactor::{Ready, now, sleep_until, yield_now};
+use super::reactor::{Ready, now, sleep_until};
 use super::stream::Stream;
 
 /// Which of the two.
@@ -248,7 +248,8 @@ impl<'a> Way<'a> {
             self.count(passed);
             Ok((Some(came.len()), came[passed..].to_vec()))
         })?;
-        let is_all = is_last && came.is_some_and(|length| length < MOST_COPIED);
+        let is_whole = !self.source.ready().is(Ready::URGENT);
+        let is_all = is_last && is_whole && came.is_some_and(|length| (1..MOST_COPIED).contains(&length));
         if self.is_first && !is_all {
             self.is_first = false;
             self.is_to_go_on();
@@ -273,7 +274,7 @@ impl<'a> Way<'a> {
     /// Passes on all that comes until there is a pause. Gives how much that was, and `None` at the end.
     async fn splice(&mut self, pipes: &Pipes, activity: &Activity) -> Result<Option<usize>, Ended> {
         let mut pipe = pipes.take().await;
-        let (mut all, mut rounds) = (0, 0);
+        let mut all = 0;
         let came = loop {
             match self.source.attempt(Ready::READABLE, || pipe.fill(self.source)) {
                 Ok(0) => break None,
@@ -284,11 +285,6 @@ impl<'a> Way<'a> {
             activity.note();
             self.drain(&mut pipe).await?;
             activity.note();
-            // Others have their turn, however much there is.
-            rounds += 1;
-            if rounds % MOST_ROUNDS == 0 {
-                yield_now().await;
-            }
         };
         pipes.give_back(pipe);
         Ok(came)
@@ -386,5 +382,3 @@ thread_local! {
 
 /// More than that is spliced. The smallest pipe holds as much (pipe(7), `pipe-user-pages-soft`).
 const MOST_COPIED: usize = 8 << 10;
-/// How often a pipe is filled at a stretch while others wait: each that goes on has less to do with what it left.
-const MOST_ROUNDS: u32 = 128;

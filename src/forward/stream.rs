@@ -106,12 +106,18 @@ impl Stream {
     /// As read(2); `WouldBlock` if that is nothing.
     pub(super) fn read(&self, room: &mut [u8]) -> io::Result<usize> {
         let read = self.attempt(Ready::READABLE, || (&self.socket).read(room));
-        // Less than there is room for is all that there was: to ask again would only tell so (epoll(7)). Of the end
-        // nobody is told twice.
-        if matches!(&read, Ok(length) if *length < room.len()) && !self.ready().is(Ready::READ_CLOSED) {
-            self.clear(Ready::READABLE);
+        if matches!(&read, Ok(length) if *length < room.len()) {
+            self.has_run_dry();
         }
         read
+    }
+
+    /// Less came than there was room for, which is all that there was: to ask again would only tell so (epoll(7)). Of the
+    /// end nobody is told twice, and before urgent data a read ends early.
+    pub(super) fn has_run_dry(&self) {
+        if !self.ready().is(Ready::READ_CLOSED) && !self.ready().is(Ready::URGENT) {
+            self.clear(Ready::READABLE);
+        }
     }
 
     /// What has come, which stays where it is.
@@ -211,9 +217,11 @@ impl<'a> Ears<'a> {
 
 impl Drop for Ears<'_> {
     fn drop(&mut self) {
-        self.watched.forget();
+        // Other threads have it, too, and systemd may.
+        self.watched.take_out(self.socket);
     }
 }
 
 /// What is told of a connection.
-const CHANGES: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLOUT).union(EpollFlags::EPOLLRDHUP);
+const CHANGES: EpollFlags =
+    EpollFlags::EPOLLIN.union(EpollFlags::EPOLLOUT).union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLPRI);

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use egret::forward::{Carried, Ended, Pipes, Reactor, Relayed, Side, Stream, relay};
+use nix::libc;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -92,6 +93,27 @@ async fn last_words_and_the_end_come_in_one_segment() {
     assert_eq!((heard.as_slice(), segments_in(&client)), (&b"bye"[..], 2), "a SYN and data");
     drop(client);
     relay.await.unwrap();
+}
+
+/// Of urgent data only its byte is lost.
+#[tokio::test]
+async fn what_follows_urgent_data_is_passed_on_though_the_end_has_come() {
+    let ((client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+    let socket = SockRef::from(&client);
+    for (send, data) in [(0, "abc"), (libc::MSG_OOB, "!"), (0, "efg")] {
+        assert_eq!(socket.send_with_flags(data.as_bytes(), send).unwrap(), data.len());
+    }
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    // The relay is told of all of it at once.
+    while !from_client.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        tokio::task::yield_now().await;
+    }
+    let relay = tokio::spawn(relayed(from_client, to_target, LONG, pending()));
+    let mut heard = Vec::new();
+    target.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"abcefg");
+    drop(target);
+    assert_eq!(relay.await.unwrap().ended, Ended::Closed);
 }
 
 #[tokio::test]

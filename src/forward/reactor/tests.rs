@@ -1,9 +1,11 @@
 use std::collections::HashMap;
 use std::future::pending;
+use std::io::Write as _;
 use std::sync::mpsc;
 
 use tokio::time::timeout as within;
 
+use super::super::stream::Stream;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -98,6 +100,36 @@ fn no_thread_gets_many_more_than_another() {
     assert_eq!(counts.len(), threads);
     let (least, most) = (counts.values().min().unwrap(), counts.values().max().unwrap());
     assert!(most - least <= MOST_AHEAD.max(most / 8) + 1, "{counts:?}");
+}
+
+#[tokio::test]
+async fn future_that_could_always_go_on_lets_others_have_their_turn() {
+    const BYTES: usize = 1000;
+    let reactor = Reactor::default();
+    let team = reactor.team().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.write_all(&[0; BYTES]).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    // All of it is there.
+    while socket.peek(&mut [0; BYTES]).unwrap() < BYTES {}
+    socket.set_nonblocking(true).unwrap();
+    let members = team.0.clone();
+    let had_its_turn = reactor.run(move || async move {
+        let stream = Stream::adopt(socket).unwrap();
+        stream.readable().await;
+        let (tell, mut told) = oneshot::channel();
+        members.spawn(|| async { tell.send(()).unwrap() });
+        for _ in 0..BYTES {
+            stream.readable().await;
+            // Less than there is, so that there is always more.
+            while stream.read(&mut [0]).is_err() {
+                stream.readable().await;
+            }
+        }
+        told.try_recv().is_ok()
+    });
+    assert!(within(SOON, had_its_turn).await.expect("in time").unwrap());
 }
 
 #[tokio::test]

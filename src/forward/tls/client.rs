@@ -189,6 +189,9 @@ impl Shared {
 
 impl AsyncRead for Shared {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.0.ready().is(Ready::READABLE) {
+            return Poll::Pending;
+        }
         match self.0.read(buffer.initialize_unfilled()) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Poll::Pending,
             read => Poll::Ready(read.map(|length| buffer.advance(length))),
