@@ -4,10 +4,13 @@
 # installed here is started now, nor at the next boot: the lab runs its own, in its own namespaces.
 set -eu
 
-missing=
-for package; do
-    dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
-done
+look() {
+    missing=
+    for package; do
+        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+    done
+}
+look "$@"
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
@@ -37,13 +40,19 @@ services() {
 }
 before=$(services)
 
-echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
 install() {
     # shellcheck disable=SC2086 # a list of words
     apt-get install -qq -y --no-install-recommends $missing >/dev/null
 }
+echo "installing:$missing"
 install 2>/dev/null || { apt-get update -qq && install; }
+# One that was there may have had to go for the others, as it had come from elsewhere (backports): Debian's own fits them.
+look "$@"
+if [ -n "$missing" ]; then
+    echo "installing:$missing"
+    install
+fi
 
 # What the packages have just enabled would start at the next boot.
 for service in $(services); do
