@@ -85,9 +85,8 @@ struct Local {
     due: RefCell<BTreeSet<(Instant, usize)>>,
     /// As of the last look at the clock.
     now: Cell<Instant>,
-    /// The place of who is being polled, and what it may still do before others have their turn.
+    /// The place of who is being polled.
     current: Cell<usize>,
-    budget: Cell<u32>,
 }
 
 /// Where a future is.
@@ -296,7 +295,6 @@ impl Local {
             due: RefCell::default(),
             now: Cell::new(Instant::now()),
             current: Cell::default(),
-            budget: Cell::default(),
         }
     }
 
@@ -374,7 +372,7 @@ impl Local {
         });
         let Some(mut task) = task else { return };
         self.current.set(place);
-        self.budget.set(BUDGET);
+        BUDGET.set(MOST_CALLS);
         let waker = self.wakers.borrow().get(place).cloned().unwrap_or_else(|| Waker::noop().clone());
         let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(&waker))));
         match polled {
@@ -529,7 +527,7 @@ impl Watched {
         if !self.ready().is(what) || !may_go_on() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        with(|local| local.budget.set(local.budget.get().saturating_sub(1)));
+        BUDGET.set(BUDGET.get().saturating_sub(1));
         let done = act();
         if matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             self.clear(what);
@@ -558,14 +556,11 @@ impl Watched {
 
 /// Whether who is being polled may go on; if not, it is polled again when others have had their turn.
 fn may_go_on() -> bool {
-    let goes_on = with(|local| {
-        let goes_on = local.budget.get() > 0;
-        if !goes_on {
-            local.enqueue(local.current.get());
-        }
-        goes_on
-    });
-    goes_on.unwrap_or(true)
+    let goes_on = BUDGET.get() > 0;
+    if !goes_on {
+        with(|local| local.enqueue(local.current.get()));
+    }
+    goes_on
 }
 
 /// The time, as of this thread's last look at what is ready.
@@ -621,6 +616,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 thread_local! {
     static LOCAL: OnceCell<Local> = const { OnceCell::new() };
+    /// What who is being polled may still do before others have their turn. Beside the rest, as it is asked most.
+    static BUDGET: Cell<u32> = const { Cell::new(MOST_CALLS) };
 }
 
 static TEAMS: AtomicU64 = AtomicU64::new(0);
@@ -630,7 +627,7 @@ const BELL: u64 = u64::MAX;
 /// How many more futures than another thread one may have, at the least.
 const MOST_AHEAD: usize = 2;
 /// What a future may do at a stretch while others wait, in calls: to go on costs less than to be interrupted.
-const BUDGET: u32 = 64;
+const MOST_CALLS: u32 = 64;
 /// Of one look.
 const MOST_EVENTS: usize = 256;
 
