@@ -231,7 +231,8 @@ fn stopping_resets_what_outlasts_its_delay_and_says_so() -> Result {
         web.put("large", LARGE)?;
     }
     let mut egret = up(&lab, "deregistration_delay = \"1s\"\naccess_log = true")?;
-    let mut download = lab.internet().spawn(&format!("{} --limit-rate 2M --output got", curl("large")))?;
+    // It reads what has come before the reset, and has to come to that in time.
+    let mut download = lab.internet().spawn(&format!("{} --limit-rate 8M --output got", curl("large")))?;
     lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
     egret.process.signal(nix::sys::signal::Signal::SIGTERM)?;
     assert!(egret.process.wait(DEADLINE)?.success());
