@@ -80,9 +80,10 @@ check: ## formatting, lints, documentation, licences and advisories
 	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; \
 	else echo 'not checked: licences and advisories (cargo install cargo-deny)'; fi
 
-bench: ## measure the engine, and Egret against the kernel's masquerading, HAProxy and nginx
+bench: ## measure the engine, and what `make dist` makes against the kernel's masquerading, HAProxy and nginx
 	@tests/lab/packages.sh $(BENCH_PACKAGES)
-	cargo bench --no-default-features
+	cargo build --profile dist --no-default-features --bin egret
+	LAB_EGRET=$(CURDIR)/target/dist/egret cargo bench --no-default-features
 
 bench-cloud: ## measure packets while EC2's API fails in all kinds of ways (builds the AWS SDK: minutes)
 	@tests/lab/packages.sh $(BENCH_PACKAGES)

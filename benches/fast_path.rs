@@ -1,6 +1,6 @@
 //! What a packet costs with Egret's fast path, and with the kernel's own masquerading:
 //! `cargo bench --no-default-features --bench fast_path`, with `quick` as an argument for a short run, and with names
-//! of its parts for only these: `udp`, `tcp`, `sessions`, `latency`, `bare`, `alone`, `offload`, `footprint`.
+//! of its parts for only these: `udp`, `tcp`, `forwarded`, `sessions`, `latency`, `bare`, `alone`, `offload`, `footprint`.
 //!
 //! Two labs stand side by side, one NAT host translating by Egret and one by nft, each with flows that were
 //! established before; frames are sent to them in turns. A NAT host's interface is polled by a thread of its own
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use figures::{Figures, Series, Translator, take_turns};
-use generator::{Frames, Kind, Pace, Way};
+use generator::{Frames, Kind, Opener, Pace, Way};
 use host::{FarEnd, NatHost, TrackingRoom, Work};
 use lab::{Failure, Result};
 
@@ -93,7 +93,12 @@ fn compare(plan: &Plan) -> Result {
     let kinds = [("udp", "UDP, 64 bytes", Kind::Udp), ("tcp", "TCP, 1448 of data", DATA)];
     for (part, name, kind) in kinds {
         for bits in plan.flow_bits.iter().filter(|_| plan.wants(part)) {
-            established(plan, name, kind, *bits)?;
+            established(plan, name, Opener::Internal, kind, *bits)?;
+        }
+    }
+    for (name, kind) in [("forwarded TCP, ACKs", BARE_ACK), ("forwarded TCP, 1448 of data", DATA)] {
+        for bits in plan.flow_bits.iter().filter(|_| plan.wants("forwarded")) {
+            established(plan, name, Opener::Remote, kind, *bits)?;
         }
     }
     if plan.wants("sessions") {
@@ -121,22 +126,24 @@ fn compare(plan: &Plan) -> Result {
     Ok(())
 }
 
-/// Both, with as many established flows; and how many that are.
-fn both(kind: Kind, bits: u32) -> Result<[NatHost; 2]> {
-    let mut hosts = [NatHost::new(Translator::Egret, 1 << bits)?, NatHost::new(Translator::Kernel, 1 << bits)?];
+/// Both, with as many established flows.
+fn both(opener: Opener, kind: Kind, bits: u32) -> Result<[NatHost; 2]> {
+    let host = |translator| NatHost::new(translator, opener, 1 << bits);
+    let mut hosts = [host(Translator::Egret)?, host(Translator::Kernel)?];
     for host in &mut hosts {
-        establish(host, kind, bits)?;
+        establish(host, opener, kind, bits)?;
     }
     Ok(hosts)
 }
 
 /// Opens the flows, and has them carry data both ways until all are where they stay: in the fast path, if it is
 /// Egret, and with the kernel, known as replied to.
-fn establish(host: &mut NatHost, kind: Kind, bits: u32) -> Result {
+fn establish(host: &mut NatHost, opener: Opener, kind: Kind, bits: u32) -> Result {
     let frames = |(way, kind)| Frames { way, kind, first_flow: 0, flow_bits: bits };
     if kind != Kind::Udp {
-        for step in HANDSHAKE {
-            complete(host, frames(*step))?;
+        for &(way, kind) in HANDSHAKE {
+            let way = if opener == Opener::Internal { way } else { way.opposite() };
+            complete(host, frames((way, kind)))?;
         }
     }
     for _ in 0..SETTLING {
@@ -167,8 +174,8 @@ fn complete(host: &mut NatHost, frames: Frames) -> Result {
 }
 
 /// What a packet of an established flow costs, half of them going out and half coming back.
-fn established(plan: &Plan, name: &str, kind: Kind, bits: u32) -> Result {
-    let mut hosts = both(kind, bits)?;
+fn established(plan: &Plan, name: &str, opener: Opener, kind: Kind, bits: u32) -> Result {
+    let mut hosts = both(opener, kind, bits)?;
     let mut measure = |translator, far_end| {
         let host: &mut NatHost = &mut hosts[translator as usize];
         host.set_far_end(far_end)?;
@@ -214,7 +221,8 @@ fn number(bits: u32) -> String {
 /// How many sessions a processor opens in a second, with all that else belongs to them.
 fn new_sessions(plan: &Plan, name: &str, steps: &[(Way, Kind)]) -> Result {
     let sessions = (2 * plan.rounds as u64) << plan.new_bits;
-    let mut hosts = [NatHost::new(Translator::Egret, sessions)?, NatHost::new(Translator::Kernel, sessions)?];
+    let host = |translator| NatHost::new(translator, Opener::Internal, sessions);
+    let mut hosts = [host(Translator::Egret)?, host(Translator::Kernel)?];
     let mut first_flow = [0; 2];
     let mut measure = |translator, far_end| {
         let (host, first_flow) = (&mut hosts[translator as usize], &mut first_flow[translator as usize]);
@@ -248,7 +256,7 @@ fn new_sessions(plan: &Plan, name: &str, steps: &[(Way, Kind)]) -> Result {
 /// Ping-pong of two programs while other flows keep the NAT host half as busy as would be the most for the kernel.
 fn latency(plan: &Plan) -> Result {
     let frames = Frames { way: Way::Out, kind: Kind::Udp, first_flow: 0, flow_bits: 10 };
-    let mut hosts = both(frames.kind, frames.flow_bits)?;
+    let mut hosts = both(Opener::Internal, frames.kind, frames.flow_bits)?;
     let full = hosts[Translator::Kernel as usize].work(frames, Pace::Flood, plan.window)?;
     let interval = Duration::from_secs_f64(2.0 / full.translated_per_second());
     let [half, tail] = take_turns(plan.rounds, |translator| {
@@ -278,8 +286,8 @@ fn bare(plan: &Plan) -> Result {
 
 /// What Egret's program takes without all that moves frames to it and from it.
 fn program_alone(plan: &Plan, name: &str, kind: Kind) -> Result {
-    let mut host = NatHost::new(Translator::Egret, 1)?;
-    establish(&mut host, kind, 0)?;
+    let mut host = NatHost::new(Translator::Egret, Opener::Internal, 1)?;
+    establish(&mut host, Opener::Internal, kind, 0)?;
     let frames = Frames { way: Way::Out, kind, first_flow: 0, flow_bits: 0 };
     let mut times = Vec::new();
     for _ in 0..=2 * plan.rounds {
@@ -293,7 +301,7 @@ fn program_alone(plan: &Plan, name: &str, kind: Kind) -> Result {
 
 /// What sessions take of memory, and of a processor while they idle.
 fn footprint(plan: &Plan, bits: u32) -> Result {
-    let mut host = NatHost::new(Translator::Egret, 1 << bits)?;
+    let mut host = NatHost::new(Translator::Egret, Opener::Internal, 1 << bits)?;
     let before = host.memory()?;
     let print_idle = |host: &NatHost, state: &str| {
         let used = 100.0 * host.idle_use(3 * plan.window)?;
@@ -301,7 +309,7 @@ fn footprint(plan: &Plan, bits: u32) -> Result {
         Ok::<_, Failure>(())
     };
     print_idle(&host, "no session")?;
-    establish(&mut host, Kind::Udp, bits)?;
+    establish(&mut host, Opener::Internal, Kind::Udp, bits)?;
     let after = host.memory()?;
     print_idle(&host, &format!("{} sessions", number(bits)))?;
     for (what, before, after) in [("daemon", before[0], after[0]), ("BPF maps", before[1], after[1])] {
@@ -319,7 +327,7 @@ fn footprint(plan: &Plan, bits: u32) -> Result {
 /// What it costs to hand a session to the fast path and to take it home, and what a packet costs that goes by neither.
 fn offload(plan: &Plan) -> Result {
     let bits = plan.new_bits;
-    let mut host = NatHost::new(Translator::Egret, (2 * plan.rounds as u64) << bits)?;
+    let mut host = NatHost::new(Translator::Egret, Opener::Internal, (2 * plan.rounds as u64) << bits)?;
     let (mut slow, mut handed_over, mut taken_home) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..plan.rounds as u64 {
         let (short, long) = (2 * round, 2 * round + 1);
@@ -366,17 +374,19 @@ fn cost_of_sweep(host: &mut NatHost, (way, kind): (Way, Kind), group: u64, bits:
     Ok(work.nanos_per_packet())
 }
 
+// Both sides count from 1000, so that what one sends the other could send as well.
 /// Data, always the same, which is within the window.
-const DATA: Kind = Kind::Tcp(ACK, 1001, 2001, 1448);
+const DATA: Kind = Kind::Tcp(ACK, 1001, 1001, 1448);
+const BARE_ACK: Kind = Kind::Tcp(ACK, 1001, 1001, 0);
 const HANDSHAKE: &[(Way, Kind)] = &[
     (Way::Out, Kind::Tcp(SYN, 1000, 0, 0)),
-    (Way::Back, Kind::Tcp(SYN | ACK, 2000, 1001, 0)),
-    (Way::Out, Kind::Tcp(ACK, 1001, 2001, 0)),
+    (Way::Back, Kind::Tcp(SYN | ACK, 1000, 1001, 0)),
+    (Way::Out, BARE_ACK),
 ];
 const FAREWELL: &[(Way, Kind)] = &[
-    (Way::Out, Kind::Tcp(FIN | ACK, 1001, 2001, 0)),
-    (Way::Back, Kind::Tcp(FIN | ACK, 2001, 1002, 0)),
-    (Way::Out, Kind::Tcp(ACK, 1002, 2002, 0)),
+    (Way::Out, Kind::Tcp(FIN | ACK, 1001, 1001, 0)),
+    (Way::Back, Kind::Tcp(FIN | ACK, 1001, 1002, 0)),
+    (Way::Out, Kind::Tcp(ACK, 1002, 1002, 0)),
 ];
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;

@@ -1,13 +1,16 @@
 //! Egret's proxy beside HAProxy and nginx: `cargo bench --no-default-features --bench forward`, with `quick` as an
-//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `nat`,
-//! `memory`, `nat-xdp`.
+//! argument for a short run, and with names of its parts for only these: `bulk`, `connections`, `requests`, `beside`,
+//! `nat`, `memory`, `nat-xdp`.
 //!
 //! Each proxy is on a host of its own, one veth link away from the host that has both clients and backend. A proxy, and
-//! what its host's kernel does for it, is on one processor; all the rest is on the other. They are used in turns.
-//! Nothing is asserted. It needs root.
+//! what its host's kernel does for it, is on one processor; all the rest is on the other. They are used in turns, often
+//! and not for long: a machine has slow seconds. `LAB_EGRET` names another Egret than cargo's. Nothing is asserted. It
+//! needs root.
 //!
-//! In `nat` and `nat-xdp` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`, as
-//! client and targets are one host.
+//! Egret translates beside, the others' hosts do nothing else; but in `beside` they masquerade as well, as a NAT instance
+//! has to. In `nat` and `nat-xdp` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`,
+//! as client and targets are one host; as the processor of these is full then, there is also a row for all three on half
+//! of a processor.
 
 #![allow(clippy::disallowed_methods, reason = "what runs here are real programs, in real time")]
 #![allow(clippy::cast_precision_loss, reason = "figures to be printed")]
@@ -61,7 +64,7 @@ impl Plan {
         if arguments.iter().any(|argument| argument == "quick") {
             return Self { only, rounds: 3, window: Duration::from_millis(500) };
         }
-        Self { only, rounds: 7, window: Duration::from_secs(2) }
+        Self { only, rounds: 21, window: Duration::from_millis(700) }
     }
 
     fn wants(&self, part: &str) -> bool {
@@ -98,20 +101,21 @@ fn compare(plan: &Plan) -> Result {
             cost.print("  processor time, ms/GB", Better::Less);
         }
     }
-    for (part, name, connections) in
-        [("connections", "new connections, thousands/s", AT_ONCE), ("requests", "requests, thousands/s", KEPT)]
-    {
-        if plan.wants(part) {
-            site.set_super_frames(false)?;
-            let [rate, tail, cost] = take_turns(plan, &proxies, using(part, connections), many)?;
-            rate.print(&format!("{name}, {connections} at once"), Better::More);
-            tail.print("  p99, us", Better::Less);
-            cost.print("  processor time of one, us", Better::Less);
+    for part in [CONNECTIONS, REQUESTS] {
+        if plan.wants(part.0) {
+            small(plan, &site, &proxies, part)?;
         }
     }
     if plan.wants("nat") {
         println!();
         by_nat(plan, &site, &proxies, "nat")?;
+    }
+    if plan.wants("beside") {
+        println!("\nthe others' hosts masquerade as well");
+        site.have_others_masquerade()?;
+        for part in [CONNECTIONS, REQUESTS] {
+            small(plan, &site, &proxies, part)?;
+        }
     }
     drop(proxies);
     if plan.wants("memory") {
@@ -135,6 +139,17 @@ fn compare(plan: &Plan) -> Result {
     Ok(())
 }
 
+/// Much that is small.
+fn small(plan: &Plan, site: &Site, proxies: &[Proxy], (kind, name, at_once): Part) -> Result {
+    site.set_super_frames(false)?;
+    let using = |proxy: &Proxy| site.load(proxy, kind, at_once, plan.window);
+    let [rate, tail, cost] = take_turns(plan, proxies, using, many)?;
+    rate.print(&format!("{name}, thousands/s, {at_once} at once"), Better::More);
+    tail.print("  p99, us", Better::Less);
+    cost.print("  processor time of one, us", Better::Less);
+    Ok(())
+}
+
 /// Egret as no proxy, beside the others who are.
 fn by_nat(plan: &Plan, site: &Site, proxies: &[Proxy], name: &str) -> Result {
     let window = plan.window;
@@ -142,12 +157,9 @@ fn by_nat(plan: &Plan, site: &Site, proxies: &[Proxy], name: &str) -> Result {
     let [rate, cost] = take_turns(plan, proxies, |proxy| site.load(proxy, "nat-bulk", 8, window), bulk)?;
     rate.print(&format!("by {name}: bulk, connections: 8, Gbit/s"), Better::More);
     cost.print("  processor time, ms/GB", Better::Less);
-    site.set_super_frames(false)?;
-    let [rate, tail, cost] = take_turns(plan, proxies, |proxy| site.load(proxy, "nat", AT_ONCE, window), many)?;
-    rate.print(&format!("by {name}: new connections, thousands/s"), Better::More);
-    tail.print("  p99, us", Better::Less);
-    cost.print("  processor time of one, us", Better::Less);
-    Ok(())
+    small(plan, site, proxies, ("nat", &format!("by {name}: connections"), AT_ONCE))?;
+    let _halved = site.halve()?;
+    small(plan, site, proxies, ("nat", "  on half a processor", AT_ONCE))
 }
 
 /// Gbit/s, and milliseconds of a processor for a gigabyte.
@@ -207,9 +219,11 @@ impl Series {
     }
 }
 
-/// Connections that ask again and again.
-const KEPT: usize = 64;
-/// Connections that are opened at a time.
+/// What is measured, its name, and how many connections there are at a time.
+type Part<'a> = (&'static str, &'a str, usize);
+
+const CONNECTIONS: Part = ("connections", "new connections", AT_ONCE);
+const REQUESTS: Part = ("requests", "requests", 64);
 const AT_ONCE: usize = 64;
 /// Connections that are held. Some systems let no process have more than 20,000 descriptors, of which Egret gives three
 /// quarters to connections, two to each.

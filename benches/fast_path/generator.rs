@@ -1,6 +1,7 @@
 //! Frames of many flows, made and counted by the lab's BPF programs at the router's end of the NAT host's link.
 
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,12 +28,30 @@ pub struct Frames {
     pub flow_bits: u32,
 }
 
+/// Who opens flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opener {
+    /// Internal endpoints, to remotes.
+    Internal,
+    /// Remotes, to [`FORWARDED`].
+    Remote,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From internal endpoints to remotes.
     Out,
     /// From remotes to the external address.
     Back,
+}
+
+impl Way {
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Out => Self::Back,
+            Self::Back => Self::Out,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +95,7 @@ pub struct Generator {
     seen: Array<MapData, u64>,
     measured: ProgramArray<MapData>,
     router: Host,
+    opener: Opener,
     interface: u64,
     to_mac: u64,
     from_mac: u64,
@@ -83,7 +103,7 @@ pub struct Generator {
 
 impl Generator {
     /// Puts the sink in the place of the lab's own program.
-    pub fn new(lab: &Lab) -> Result<Self> {
+    pub fn new(lab: &Lab, opener: Opener) -> Result<Self> {
         let router = lab.router().clone();
         let mut programs = Ebpf::load_file(PROGRAMS)?;
         let mut taken = |name: &str| -> Result<Map> {
@@ -106,7 +126,7 @@ impl Generator {
         let to_mac = mac(lab.nat(), "ens5")?;
         let from_mac = mac(&router, "nat")?;
         let interface = router.run("cat /sys/class/net/nat/ifindex")?.trim().parse()?;
-        Ok(Self { programs, plan, seen, measured, router, interface, to_mac, from_mac })
+        Ok(Self { programs, plan, seen, measured, router, opener, interface, to_mac, from_mac })
     }
 
     pub fn seen(&self) -> Result<Seen> {
@@ -230,6 +250,7 @@ impl Generator {
             u64::from(flags),
             u64::from(sequence),
             u64::from(acknowledged),
+            if self.opener == Opener::Remote { u64::from(FORWARDED.port()) } else { 0 },
         ])
     }
 }
@@ -276,8 +297,11 @@ pub fn make_neighbours_permanent(lab: &Lab) -> Result {
     Ok(())
 }
 
+/// The internal endpoint of forwarded flows, with the port that leads to it: `TARGET` in `lab.bpf.c`.
+pub const FORWARDED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 128, 1), 5000);
+
 /// Of the plan, as in `lab.bpf.c`.
-const FIELDS: usize = 16;
+const FIELDS: usize = 17;
 const NEXT: usize = 0;
 const GIVEN_UP: usize = 2;
 const LENGTH: usize = 12;

@@ -1,6 +1,7 @@
 //! A lab whose NAT host translates by one of the two, with what costs it processor time known and in its place.
 
 use std::fs;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use aya::programs::loaded_programs;
@@ -9,8 +10,10 @@ use serde_json::Value;
 
 use super::DATAPATH;
 use super::figures::Translator;
-use super::generator::{Frames, Generator, OTHERS_PROCESSOR, Pace, make_neighbours_permanent};
-use super::lab::{Egret, Failure, Gateway, Lab, Options, PROGRAMS, Result, kernel_nat};
+use super::generator::{
+    FORWARDED, Frames, Generator, OTHERS_PROCESSOR, Opener, Pace, make_neighbours_permanent, within,
+};
+use super::lab::{Egret, Failure, Gateway, Lab, NAT, Options, PROGRAMS, Result, kernel_nat};
 use super::process;
 
 /// The processor of the NAT host.
@@ -31,6 +34,8 @@ pub struct NatHost {
     egret: Option<Egret>,
     /// The thread that polls its interface.
     napi: Pid,
+    /// Who is to be found healthy at [`FORWARDED`], if that is forwarded.
+    _target: Option<TcpListener>,
 }
 
 /// What the NAT host did in some time.
@@ -58,15 +63,40 @@ impl Work {
 
 impl NatHost {
     /// With room for `sessions`.
-    pub fn new(translator: Translator, sessions: u64) -> Result<Self> {
-        let mut host = Self::idle()?;
+    pub fn new(translator: Translator, opener: Opener, sessions: u64) -> Result<Self> {
+        let mut host = Self::idle(opener)?;
+        let nat = host.lab.nat();
         match translator {
-            Translator::Kernel => kernel_nat(&host.lab)?,
+            Translator::Kernel => {
+                kernel_nat(&host.lab)?;
+                if opener == Opener::Remote {
+                    nat.nft(&format!(
+                        "table ip forward {{\n chain in {{\n type nat hook prerouting priority dstnat\n\
+                         ip daddr {NAT} tcp dport {} dnat to {FORWARDED}\n }}\n}}\n",
+                        FORWARDED.port()
+                    ))?;
+                }
+            }
             Translator::Egret => {
-                let limits = format!("[nat.limits]\nsessions = {}\n", sessions + sessions / 8 + 1000);
-                let egret = Egret::start(host.lab.nat(), &host.lab.config(&limits))?;
+                // What comes from outside may take half of them.
+                let halves = if opener == Opener::Remote { 2 } else { 1 };
+                let sessions = halves * (sessions + sessions / 8 + 1000);
+                let mut config = format!("[nat.limits]\nsessions = {sessions}\n");
+                if opener == Opener::Remote {
+                    config += &format!(
+                        "sessions_per_address = {sessions}\n\
+                         [[forward]]\nname = \"bench\"\nmode = \"nat\"\nlisten = \"{NAT}:{}\"\n\
+                         targets = [\"{FORWARDED}\"]\nconnection_limit = {sessions}\n",
+                        FORWARDED.port()
+                    );
+                }
+                let egret = Egret::start(nat, &host.lab.config(&config))?;
                 let id = egret.process.id();
-                host.lab.nat().run(&format!("taskset --all-tasks --cpu-list --pid {ITS_PROCESSOR} {id}"))?;
+                nat.run(&format!("taskset --all-tasks --cpu-list --pid {ITS_PROCESSOR} {id}"))?;
+                if opener == Opener::Remote {
+                    let healthy = |status: &Value| status["listeners"][0]["targets"][0]["state"] == "healthy";
+                    nat.wait_for("a healthy target", || Ok(healthy(&egret.status()?)))?;
+                }
                 host.egret = Some(egret);
             }
         }
@@ -75,20 +105,27 @@ impl NatHost {
 
     /// Translates by a rule, without any table: see `bare` in `lab.bpf.c`.
     pub fn bare() -> Result<Self> {
-        let host = Self::idle()?;
+        let host = Self::idle(Opener::Internal)?;
         host.lab.nat().run(&format!("ip link set ens5 xdpdrv obj {PROGRAMS} program bare"))?;
         Ok(host)
     }
 
     /// Nothing translates yet.
-    fn idle() -> Result<Self> {
+    fn idle(opener: Opener) -> Result<Self> {
         let options =
             Options { datapath: DATAPATH, gateway: Gateway::Routed, quiet: true, ..Options::default() };
         let lab = Lab::new(options)?;
         make_neighbours_permanent(&lab)?;
         // A network card has it on; on veth it also makes the kernel take frames by NAPI, as a card does.
         lab.nat().run("ethtool -K ens5 gro on")?;
-        let generator = Generator::new(&lab)?;
+        let target = match opener {
+            Opener::Internal => None,
+            Opener::Remote => {
+                lab.router().run(&format!("ip address add {}/32 dev lo", FORWARDED.ip()))?;
+                Some(within(lab.router(), || Ok(TcpListener::bind(FORWARDED)?))?)
+            }
+        };
+        let generator = Generator::new(&lab, opener)?;
         let napi = process::threaded(lab.nat(), "ens5")?;
         process::pin(napi, ITS_PROCESSOR)?;
         // As a softirq would: before any program.
@@ -97,7 +134,7 @@ impl NatHost {
         process::pin(sink, OTHERS_PROCESSOR)?;
         // The generator, on the same processor, must not keep it from making room for what comes.
         lab.router().run(&format!("chrt --fifo --pid 1 {sink}"))?;
-        Ok(Self { lab, generator, egret: None, napi })
+        Ok(Self { lab, generator, egret: None, napi, _target: target })
     }
 
     /// Sends frames of established flows for some time, and tells what the NAT host did with them.

@@ -5,7 +5,8 @@ pub mod backend;
 #[path = "client.rs"]
 pub mod client;
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::lab::Result;
 
@@ -19,10 +20,22 @@ pub fn requested(arguments: &[String]) -> Option<Result> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["answer"] => Some(backend::serve()),
+        ["burn"] => burn(),
         [kind, address, connections, ref time @ ..] if address.contains(':') => {
             Some(ask(kind, address, connections, time.first().copied().unwrap_or("0")))
         }
         _ => None,
+    }
+}
+
+/// Takes half of the time of its processor.
+fn burn() -> ! {
+    loop {
+        let begin = Instant::now();
+        while begin.elapsed() < SHARE {
+            std::hint::spin_loop();
+        }
+        thread::sleep(SHARE);
     }
 }
 
@@ -38,3 +51,6 @@ fn ask(kind: &str, address: &str, connections: &str, millis: &str) -> Result {
     println!("{} {} {}", done.count, done.rate, done.tail);
     Ok(())
 }
+
+/// What [`burn`] takes, and then leaves.
+const SHARE: Duration = Duration::from_micros(250);

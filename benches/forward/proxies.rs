@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::lab::{Datapath, Egret, Failure, Gateway, Host, Lab, NAT, Options, Process, Result, Transport};
+use super::lab::{
+    Datapath, Egret, Failure, Gateway, Host, Lab, NAT, Options, Process, Result, Transport, masquerade,
+};
 use super::load::client::{Done, HOLDING};
 use super::load::{backend, command};
 use super::process;
@@ -93,6 +95,22 @@ impl Site {
         Ok(())
     }
 
+    /// Has the kernel masquerade on the hosts of the others for private subnets, as Egret does on its own.
+    pub fn have_others_masquerade(&self) -> Result {
+        for kind in [Kind::Haproxy, Kind::Nginx] {
+            let host = host(&self.lab, kind);
+            masquerade(host, address(kind))?;
+            // Else there would soon be no room for another connection.
+            host.run("sysctl -q -w net.netfilter.nf_conntrack_tcp_timeout_time_wait=5")?;
+        }
+        Ok(())
+    }
+
+    /// Takes half of the proxies' processor away, until what is given is dropped.
+    pub fn halve(&self) -> Result<Process> {
+        on(ITS_PROCESSOR, self.lab.router(), &format!("chrt --fifo 50 {}", command(&["burn"])?))
+    }
+
     /// Starts all kinds, see [`Self::start`].
     pub fn start_all(&self) -> Result<Vec<Proxy>> {
         Kind::ALL.into_iter().map(|kind| self.start(kind)).collect()
@@ -101,11 +119,7 @@ impl Site {
     /// Starts a proxy on the processor that is kept for them.
     pub fn start(&self, kind: Kind) -> Result<Proxy> {
         let host = host(&self.lab, kind);
-        let own = match kind {
-            Kind::Egret => NAT,
-            Kind::Haproxy => Lab::client_address(1),
-            Kind::Nginx => Lab::client_address(2),
-        };
+        let own = address(kind);
         let address = SocketAddr::from((own, PORT));
         let bulk = SocketAddr::from((own, if kind == Kind::Haproxy { BULK_PORT } else { PORT }));
         let nat = SocketAddr::from((own, if kind == Kind::Egret { NAT_PORT } else { PORT }));
@@ -184,6 +198,14 @@ fn host(lab: &Lab, kind: Kind) -> &Host {
         Kind::Egret => lab.nat(),
         Kind::Haproxy => lab.client(1),
         Kind::Nginx => lab.client(2),
+    }
+}
+
+fn address(kind: Kind) -> Ipv4Addr {
+    match kind {
+        Kind::Egret => NAT,
+        Kind::Haproxy => Lab::client_address(1),
+        Kind::Nginx => Lab::client_address(2),
     }
 }
 

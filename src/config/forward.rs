@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::nat::MOST_SESSIONS;
 use super::reader::{Field, Located, Reader, Section, quoted};
 use super::render::{optional, string, word};
 use super::{HOST_PORTS, keys, targets, tls};
@@ -417,7 +418,8 @@ const LONGEST_NAME: usize = 32;
 const LONGEST_PATH: usize = 1024;
 /// RFC 1035 section 2.3.4, and a port.
 const LONGEST_HOST: usize = 261;
-const CONNECTIONS: RangeInclusive<i64> = 1..=1_000_000;
+/// In nat mode each of them is a session.
+const CONNECTIONS: RangeInclusive<i64> = 1..=MOST_SESSIONS;
 const THRESHOLD: RangeInclusive<i64> = 1..=100;
 const MOMENT: Duration = Duration::from_millis(10);
 const DAY: Duration = Duration::from_secs(24 * 3600);

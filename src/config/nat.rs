@@ -325,7 +325,7 @@ const TCP_HEADERS: u16 = 40;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
 
 /// Seven eighths of 2^24: 2.9 GB of sessions.
-const MOST_SESSIONS: i64 = 14_680_064;
+pub(super) const MOST_SESSIONS: i64 = 14_680_064;
 
 /// From one datagram of the largest size to 256 MiB.
 const FRAGMENT_MEMORY: RangeInclusive<i64> = 65_536..=268_435_456;

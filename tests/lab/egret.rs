@@ -1,6 +1,7 @@
 //! What translates on the NAT host: Egret, or the kernel's masquerading to compare it with.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -187,15 +188,27 @@ impl Nat {
 /// # Errors
 /// If nft refuses.
 pub fn kernel_nat(lab: &Lab) -> Result {
-    lab.nat().run("sysctl -q -w net.ipv4.ip_forward=1")?;
-    lab.nat().nft(&format!(
+    masquerade(lab.nat(), NAT)
+}
+
+/// Has the kernel masquerade on a host that has this address.
+///
+/// # Errors
+/// If nft refuses.
+pub fn masquerade(host: &Host, own: Ipv4Addr) -> Result {
+    host.run("sysctl -q -w net.ipv4.ip_forward=1")?;
+    host.nft(&format!(
         "table ip nat {{\n chain out {{\n type nat hook postrouting priority srcnat\n\
-         oifname \"ens5\" ip saddr {VPC} ip saddr != {NAT} ip daddr != {VPC} masquerade\n }}\n}}\n"
+         oifname \"ens5\" ip saddr {VPC} ip saddr != {own} ip daddr != {VPC} masquerade\n }}\n}}\n"
     ))
 }
 
-/// The program under test: cargo names it to tests and benches; an example finds it beside itself.
+/// The program under test: `LAB_EGRET` in the environment names it, else cargo to tests and benches; an example finds it
+/// beside itself.
 fn executable() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LAB_EGRET") {
+        return Ok(PathBuf::from(path));
+    }
     if let Some(path) = option_env!("CARGO_BIN_EXE_egret") {
         return Ok(PathBuf::from(path));
     }

@@ -32,7 +32,7 @@ use super::DATAPATH;
 pub use self::{
     cleanup::remove_kept,
     clients::{Asked, Asking, Download, answers, ask, connect, inside},
-    egret::{Egret, Nat, kernel_nat},
+    egret::{Egret, Nat, kernel_nat, masquerade},
     fabric::{Fabric, gateway_address, public_of_host},
     host::{DEADLINE, Failure, Host, Journal, Output, Process, Result, Transport, ended_by, wait_for},
     servers::{Dns, Iperf, Stun, Web},

@@ -15,7 +15,8 @@
 //
 // A flow is a number. It has one of 32,768 internal endpoints, each of which has an address and a port of its own, so
 // that a NAT with a single external address can preserve every port; and one of the remotes, 198.18.0.1 and up, of
-// the range for benchmarks (RFC 2544).
+// the range for benchmarks (RFC 2544). A forwarded flow has one of 32,768 ports of a remote, and all have the same
+// internal endpoint, whose port is forwarded from the same one of the external address.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -42,6 +43,7 @@ static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)BPF_FUNC
 #define ENDPOINT_BITS 15
 #define INTERNAL 0x0a008000 // 10.0.128.0/17
 #define INTERNAL_MASK 0xffff8000
+#define TARGET (INTERNAL + 1)
 #define FIRST_PORT 16384
 #define EXTERNAL 0x0a00000a // 10.0.0.10
 #define REMOTE 0xc6120000   // 198.18.0.0/15
@@ -67,9 +69,10 @@ struct plan {
 	__u64 tcp_flags; // 0: UDP
 	__u64 sequence;
 	__u64 acknowledgement;
+	__u64 forwarded; // the port of forwarded flows, or 0
 };
 
-_Static_assert(sizeof(struct plan) == 16 * 8, "shared with generator.rs");
+_Static_assert(sizeof(struct plan) == 17 * 8, "shared with generator.rs");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -210,9 +213,12 @@ static __always_inline int write_frame(struct xdp_md *context, const struct plan
 		return 0;
 	__u64 flow = plan->first_flow + scatter(plan->next, plan->flow_bits);
 	__u32 endpoint = flow & ((1 << ENDPOINT_BITS) - 1);
-	__be32 inside = htonl(plan->backwards ? EXTERNAL : INTERNAL + endpoint);
+	__u32 internal = plan->forwarded ? TARGET : INTERNAL + endpoint;
+	__be32 inside = htonl(plan->backwards ? EXTERNAL : internal);
 	__be32 outside = htonl(REMOTE + 1 + (__u32)(flow >> ENDPOINT_BITS));
-	__be16 inside_port = htons(FIRST_PORT + endpoint), outside_port = htons(REMOTE_PORT);
+	__be16 many = htons(FIRST_PORT + endpoint);
+	__be16 inside_port = plan->forwarded ? htons((__u16)plan->forwarded) : many;
+	__be16 outside_port = plan->forwarded ? many : htons(REMOTE_PORT);
 	__be16 source_port = plan->backwards ? outside_port : inside_port;
 	__be16 destination_port = plan->backwards ? inside_port : outside_port;
 	struct ipv4 header = {
