@@ -81,15 +81,16 @@ impl NatHost {
                 // What comes from outside may take half of them.
                 let halves = if opener == Opener::Remote { 2 } else { 1 };
                 let sessions = halves * (sessions + sessions / 8 + 1000);
-                let mut config = format!("[nat.limits]\nsessions = {sessions}\n");
-                if opener == Opener::Remote {
-                    config += &format!(
-                        "sessions_per_address = {sessions}\n\
+                let limit = format!("[nat.limits]\nsessions = {sessions}\n");
+                let config = match opener {
+                    Opener::Internal => limit,
+                    Opener::Remote => format!(
+                        "{limit}sessions_per_address = {sessions}\n\
                          [[forward]]\nname = \"bench\"\nmode = \"nat\"\nlisten = \"{NAT}:{}\"\n\
                          targets = [\"{FORWARDED}\"]\nconnection_limit = {sessions}\n",
                         FORWARDED.port()
-                    );
-                }
+                    ),
+                };
                 let egret = Egret::start(nat, &host.lab.config(&config))?;
                 let id = egret.process.id();
                 nat.run(&format!("taskset --all-tasks --cpu-list --pid {ITS_PROCESSOR} {id}"))?;
