@@ -219,7 +219,9 @@ impl<'a> Way<'a> {
         let mut much = false;
         loop {
             self.source.readable().await;
-            let came = if much { self.splice(pipes, activity).await? } else { self.copy(activity).await? };
+            // Of what is behind urgent data, splice(2) knows nothing.
+            let spliced = much && !self.source.ready().is(Ready::URGENT);
+            let came = if spliced { self.splice(pipes, activity).await? } else { self.copy(activity).await? };
             match came {
                 Some(length) => much = length >= MOST_COPIED,
                 None => break,
@@ -255,8 +257,7 @@ impl<'a> Way<'a> {
             self.is_to_go_on();
         }
         if !left.is_empty() {
-            self.write(&left).await?;
-            activity.note();
+            self.write(&left, activity).await?;
         }
         // The end has come, and less than there was room for: to ask for more would only tell so.
         Ok(came.filter(|_| !is_all))
@@ -271,47 +272,48 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Passes on all that comes until there is a pause. Gives how much that was, and `None` at the end.
+    /// Passes on all that comes until there is a pause. Gives how much that was, and nothing if it may be at the end: who
+    /// reads knows.
     async fn splice(&mut self, pipes: &Pipes, activity: &Activity) -> Result<Option<usize>, Ended> {
         let mut pipe = pipes.take().await;
         let mut all = 0;
         let came = loop {
             match self.source.attempt(Ready::READABLE, || pipe.fill(self.source)) {
-                Ok(0) => break None,
+                Ok(0) => break Some(0),
                 Ok(length) => all += length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Some(all),
                 Err(_) => return Err(Ended::Reset(self.from)),
             }
             activity.note();
-            self.drain(&mut pipe).await?;
-            activity.note();
+            self.drain(&mut pipe, activity).await?;
         };
         pipes.give_back(pipe);
         Ok(came)
     }
 
-    async fn drain(&mut self, pipe: &mut Pipe) -> Result<(), Ended> {
+    async fn drain(&mut self, pipe: &mut Pipe, activity: &Activity) -> Result<(), Ended> {
         while pipe.held() > 0 {
             let moved = self.destination.attempt(Ready::WRITABLE, || pipe.drain(self.destination));
-            self.passed(moved).await?;
+            self.passed(moved, activity).await?;
         }
         Ok(())
     }
 
-    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+    async fn write(&mut self, mut bytes: &[u8], activity: &Activity) -> Result<(), Ended> {
         while !bytes.is_empty() {
             let written = self.destination.send(bytes, 0);
-            bytes = &bytes[self.passed(written).await?..];
+            bytes = &bytes[self.passed(written, activity).await?..];
         }
         Ok(())
     }
 
     /// Counts what the destination has taken, and waits until it takes more if that is nothing.
-    async fn passed(&mut self, taken: io::Result<usize>) -> Result<usize, Ended> {
+    async fn passed(&mut self, taken: io::Result<usize>, activity: &Activity) -> Result<usize, Ended> {
         let reset = Ended::Reset(self.to());
         match taken {
             Ok(taken) => {
                 self.count(taken);
+                activity.note();
                 Ok(taken)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
@@ -333,7 +335,7 @@ impl<'a> Way<'a> {
 
 /// Whether a connection has been told the end of what the other side says, and not by a reset; some of it may be unread.
 fn end_has_come(stream: &Stream) -> bool {
-    stream.ready().is(Ready::READ_CLOSED) && !stream.ready().is(Ready::ERROR)
+    stream.ready().is(Ready::READ_CLOSED) && !stream.ready().is(Ready::ERROR) && !stream.has_failed()
 }
 
 /// Ends when a connection has failed. Only for one that nobody reads from: who does is told so. On the heap, as most

@@ -1,5 +1,6 @@
 //! Sockets of the reactor's: they are asked at once, and waited for only if they are not ready.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -17,6 +18,8 @@ use super::reactor::{Ready, Watched};
 pub struct Stream {
     socket: TcpStream,
     watched: Rc<Watched>,
+    /// What first went wrong with it: the kernel tells an error once, to whoever asks first.
+    failure: Cell<Option<ErrorKind>>,
 }
 
 /// A socket that listens, and may do so on several threads.
@@ -33,7 +36,7 @@ impl Stream {
     /// As `epoll_ctl(2)`; and on a thread that is none of the reactor's.
     pub fn adopt(socket: TcpStream) -> io::Result<Self> {
         let watched = Watched::new(&socket, CHANGES)?;
-        Ok(Self { socket, watched })
+        Ok(Self { socket, watched, failure: Cell::default() })
     }
 
     /// Connects. What is to be sent first then acknowledges the target's SYN as well, if there `is_more`: a packet less,
@@ -97,15 +100,36 @@ impl Stream {
     /// # Errors
     /// As there.
     pub(super) fn attempt<T>(&self, what: Ready, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.watched.attempt(what, act)
+        let done = self.watched.attempt(what, act);
+        if let Err(error) = &done
+            && error.kind() != ErrorKind::WouldBlock
+            && self.failure.get().is_none()
+        {
+            self.failure.set(Some(error.kind()));
+        }
+        done
+    }
+
+    /// Whether something has gone wrong with it, of which the kernel may say nothing any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    /// Whether it was reset before the other side had said its last: after that, a reset is a broken pipe in Linux.
+    fn is_cut_off(&self) -> bool {
+        self.failure.get().is_some_and(|kind| kind != ErrorKind::BrokenPipe)
     }
 
     /// Reads what has come, as far as there is room.
     ///
     /// # Errors
-    /// As read(2); `WouldBlock` if that is nothing.
+    /// As read(2); `WouldBlock` if that is nothing. What a reset has cut off ends with an error, though the reset was told
+    /// to a call before.
     pub(super) fn read(&self, room: &mut [u8]) -> io::Result<usize> {
         let read = self.attempt(Ready::READABLE, || (&self.socket).read(room));
+        if matches!(read, Ok(0)) && self.is_cut_off() {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
         if matches!(&read, Ok(length) if *length < room.len()) {
             self.has_run_dry();
         }

@@ -2,10 +2,12 @@
 
 use std::future::pending;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use egret::forward::{Carried, Ended, Pipes, Reactor, Relayed, Side, Stream, relay};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -98,22 +100,25 @@ async fn last_words_and_the_end_come_in_one_segment() {
 /// Of urgent data only its byte is lost.
 #[tokio::test]
 async fn what_follows_urgent_data_is_passed_on_though_the_end_has_come() {
-    let ((client, from_client), (to_target, mut target)) = (connection().await, connection().await);
-    let socket = SockRef::from(&client);
-    for (send, data) in [(0, "abc"), (libc::MSG_OOB, "!"), (0, "efg")] {
-        assert_eq!(socket.send_with_flags(data.as_bytes(), send).unwrap(), data.len());
+    // What is before it may be so much that it is spliced.
+    for before in [bytes(3, 1), bytes(20_000, 2)] {
+        let ((client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+        let (socket, after) = (SockRef::from(&client), bytes(5_000, 3));
+        for (send, data) in [(0, before.as_slice()), (libc::MSG_OOB, b"!"), (0, &after)] {
+            assert_eq!(socket.send_with_flags(data, send).unwrap(), data.len());
+        }
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        // The relay is told of all of it at once.
+        while !from_client.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        let relay = tokio::spawn(relayed(from_client, to_target, LONG, pending()));
+        let mut heard = Vec::new();
+        target.read_to_end(&mut heard).await.unwrap();
+        assert!(heard == [before, after].concat(), "{} bytes", heard.len());
+        drop(target);
+        assert_eq!(relay.await.unwrap().ended, Ended::Closed);
     }
-    socket.shutdown(std::net::Shutdown::Write).unwrap();
-    // The relay is told of all of it at once.
-    while !from_client.ready(Interest::READABLE).await.unwrap().is_read_closed() {
-        tokio::task::yield_now().await;
-    }
-    let relay = tokio::spawn(relayed(from_client, to_target, LONG, pending()));
-    let mut heard = Vec::new();
-    target.read_to_end(&mut heard).await.unwrap();
-    assert_eq!(heard, b"abcefg");
-    drop(target);
-    assert_eq!(relay.await.unwrap().ended, Ended::Closed);
 }
 
 #[tokio::test]
@@ -140,6 +145,38 @@ async fn answer_that_came_before_a_reset_is_passed_on_though_the_request_cannot_
     from_client.readable().await.unwrap();
     to_target.ready(Interest::ERROR).await.unwrap();
     let relayed = relayed(from_client, to_target, LONG, pending()).await;
+    assert_eq!((relayed.ended, relayed.bytes_to_client), (Ended::Reset(Side::Target), 2));
+    let mut heard = [0; 2];
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"no");
+    assert_reset(client).await;
+}
+
+/// As of a server that answers, ends and closes while it is still told more: its end is known before its reset.
+#[tokio::test]
+async fn answer_that_came_with_an_end_is_passed_on_though_a_reset_follows() {
+    let ((mut client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+    client.write_all(b"more").await.unwrap();
+    target.write_all(b"no").await.unwrap();
+    target.shutdown().await.unwrap();
+    drop(target);
+    from_client.readable().await.unwrap();
+    while !to_target.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        tokio::task::yield_now().await;
+    }
+    let [from_client, to_target] = [from_client, to_target].map(|stream| stream.into_std().unwrap());
+    let relaying = move || async move {
+        let mut provoking = to_target.try_clone().unwrap();
+        let [client, target] = [from_client, to_target].map(|stream| Stream::adopt(stream).unwrap());
+        // The relay's thread is told of the end, and then there is a reset of which it is not.
+        tokio::task::yield_now().await;
+        std::io::Write::write_all(&mut provoking, b"much ").unwrap();
+        let come = &mut [PollFd::new(provoking.as_fd(), PollFlags::empty())];
+        assert_eq!(poll(come, PollTimeout::from(10_000_u16)).unwrap(), 1, "no reset");
+        drop(provoking);
+        relay(client, target, &Pipes::default(), &Carried::default(), LONG, pending()).await
+    };
+    let relayed = Reactor::default().run(relaying).await.unwrap();
     assert_eq!((relayed.ended, relayed.bytes_to_client), (Ended::Reset(Side::Target), 2));
     let mut heard = [0; 2];
     client.read_exact(&mut heard).await.unwrap();
@@ -289,4 +326,30 @@ async fn both_are_reset_after_the_idle_time_and_not_before() {
     assert!(start.elapsed() >= idle);
     assert_reset(client).await;
     assert_reset(target).await;
+}
+
+/// What has been taken from its sender may be on its way to a slow reader for longer than the idle time.
+#[tokio::test]
+async fn slow_reader_is_not_idle() {
+    let ((mut client, from_client), (to_target, mut target)) = (connection().await, connection().await);
+    SockRef::from(&client).set_recv_buffer_size(32 << 10).unwrap();
+    SockRef::from(&from_client).set_send_buffer_size(32 << 10).unwrap();
+    let relay = tokio::spawn(relayed(from_client, to_target, Duration::from_secs(2), pending()));
+    // More than a pipe holds, which then takes three seconds.
+    let mut left = 400 << 10;
+    let sent = bytes(left, 1);
+    let sending = tokio::spawn(async move {
+        target.write_all(&sent).await.unwrap();
+        target.shutdown().await.unwrap();
+        target
+    });
+    while left > 0 {
+        let length = client.read(&mut [0; 8 << 10]).await.expect("not yet all");
+        assert!(length > 0, "{left} bytes less than were sent");
+        left -= length;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(client);
+    let _target = sending.await.unwrap();
+    assert_eq!(relay.await.unwrap().ended, Ended::Closed);
 }

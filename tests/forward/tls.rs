@@ -124,6 +124,26 @@ async fn client_that_has_heard_the_end_may_just_go() {
     assert_eq!(ended(&front, |counters| counters.closed).await, 1);
 }
 
+/// A target that resets while it is still told more: the error is told to whoever sends to it first.
+#[tokio::test]
+async fn half_of_an_answer_is_not_taken_for_the_whole() {
+    let front = Front::start(|_, _| {}).await;
+    for old in [false, true] {
+        let (mut client, mut target) = front.connect(&Client { old, ..front.client() }).await;
+        // Until there is no more room on the way.
+        let more = bytes(64 << 10, 1);
+        let full = async { while client.write_all(&more).await.is_ok() {} };
+        timeout(Duration::from_millis(500), full).await.expect_err("a target that does not read");
+        target.write_all(b"half").await.unwrap();
+        SockRef::from(&target).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(target);
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.expect_err("no end in good order");
+        assert!(b"half".starts_with(&heard));
+    }
+    assert_eq!(ended(&front, |counters| counters.reset_by_target).await, 2);
+}
+
 #[tokio::test]
 async fn reset_of_one_side_is_a_reset_of_the_other() {
     let front = Front::start(|_, _| {}).await;
