@@ -303,8 +303,8 @@ static __always_inline struct flow *find(const struct flow_key *key, struct flow
 }
 
 // The time in units of a flow's last_use, at most three ticks ago. The kernel's coarse clock stands still between ticks, so
-// it is asked once a tick, and may not have been set for it yet. The tick's number is read without a call; asking takes several, and where calls are guarded
-// against speculation, that is almost as much as all else that is done for a packet.
+// it is asked once a tick, and may not have been set for it yet. The tick's number is read without a call; asking takes
+// several, and where calls are guarded against speculation, that is almost as much as all else that is done for a packet.
 static __always_inline __u32 time_of(struct clock *clock)
 {
 	__u64 tick = bpf_jiffies64();
