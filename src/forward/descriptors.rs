@@ -1,10 +1,12 @@
 //! The process's descriptors (`RLIMIT_NOFILE`), so shared out that connections cannot take the last of them.
 //!
 //! A connection has two for as long as it lives, and further ones only while data waits in a pipe. A quarter of the limit
-//! is kept back: for these pipes, for health checks, for the control socket and the packet worker.
+//! is kept back: for these pipes, for sockets that wait for their next connection, for health checks, for the control
+//! socket and the packet worker.
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -67,7 +69,16 @@ impl Default for Descriptors {
     }
 }
 
+/// How many sockets a thread may keep for connections to come.
+pub(super) fn most_spare() -> usize {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((FALLBACK, FALLBACK));
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    usize::try_from(soft / 16).map_or(MOST_SPARE, |all| (all / threads).clamp(1, MOST_SPARE))
+}
+
 /// What Linux gives a process where nobody says otherwise.
 const FALLBACK: u64 = 1024;
+/// As many connections as end while the end of one is acknowledged.
+const MOST_SPARE: usize = 128;
 /// "Unlimited" is a number too; connections of so many have other limits.
 const MOST: u64 = 1 << 24;

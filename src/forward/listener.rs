@@ -23,7 +23,7 @@ use super::latency::Latency;
 use super::probe::{Check, connect_error};
 use super::proxy_protocol::{self, Header, MOST_BYTES, Version};
 use super::reactor::{self, Membership, Team, now, sleep_until, yield_now};
-use super::relay::{Carried, Ended, Relayed, Side, acknowledge_at_once, send_at_once};
+use super::relay::{Carried, Ended, Relayed, Side, acknowledge_at_once};
 use super::service::HalfOpen;
 use super::sources::{SourceReport, Sources};
 use super::stream::{Ears, Stream};
@@ -402,13 +402,12 @@ impl Shared {
         };
         if let Some(interval) = config.keepalive {
             for stream in [client.socket(), &to_target] {
-                let _ = stream.socket().set_tcp_keepalive(&keepalive(interval));
+                stream.keep_alive(&keepalive(interval));
             }
         }
         if let Some(header) = header {
             // It fits the empty buffer; if the target is gone already, the relay finds out.
             let _ = to_target.write_all(&header).await;
-            send_at_once(&to_target);
             acknowledge_at_once(&to_target);
         }
         let relayed = {

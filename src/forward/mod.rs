@@ -4,7 +4,7 @@
 //! other. Which target that is, and whether it is well, is [`crate::balance`]'s judgement; here it is asked and acted
 //! upon. `listener` is where a connection's way begins, `group` has the targets, which `discover` and the `resolver` find
 //! where they are known by a name, `probe` asks them, `relay` carries the data from `stream` to `stream` through a `pipe`, on
-//! the threads of the `reactor`; `tls` is around that, if clients are to come by TLS. A `service` is a listener whose
+//! the threads of the `reactor`, and leaves a `spare` socket; `tls` is around that, if clients are to come by TLS. A `service` is a listener whose
 //! connections the NAT engine carries.
 
 mod descriptors;
@@ -20,6 +20,7 @@ mod relay;
 mod resolver;
 mod service;
 mod sources;
+mod spare;
 mod stream;
 pub mod tls;
 

@@ -510,6 +510,17 @@ impl Watched {
         with(|local| self.waits.set(local.current.get()));
     }
 
+    /// From now on nobody is polled when it changes.
+    pub(super) fn is_nobodys(&self) {
+        self.waits.set(NOBODY);
+    }
+
+    /// It is another connection's from now on, and that is whose future is being polled: of this one nothing is known yet.
+    pub(super) fn renew(&self) {
+        self.ready.set(Ready::default());
+        self.is_mine();
+    }
+
     pub(super) fn ready(&self) -> Ready {
         self.ready.get()
     }
@@ -624,6 +635,8 @@ static TEAMS: AtomicU64 = AtomicU64::new(0);
 
 /// No socket has this token.
 const BELL: u64 = u64::MAX;
+/// No future has this place.
+const NOBODY: usize = usize::MAX;
 /// How many more futures than another thread one may have, at the least.
 const MOST_AHEAD: usize = 2;
 /// What a future may do at a stretch while others wait, in calls: to go on costs less than to be interrupted.

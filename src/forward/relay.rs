@@ -66,8 +66,8 @@ impl Ended {
     }
 }
 
-/// Relays between the two until both are done, one is reset, nothing has come for `idle`, or `cut` is done. Both are
-/// closed afterwards. `carried` counts what goes by this relay, too.
+/// Relays between the two until both are done, one is reset, nothing has come for `idle`, or `cut` is done. Both are then
+/// over. `carried` counts what goes by this relay, too.
 pub async fn relay(
     client: Stream,
     target: Stream,
@@ -89,7 +89,12 @@ pub async fn relay(
         () = cut => Ended::Cut,
     };
     unfinished.finished = ended == Ended::Closed;
-    Relayed { bytes_to_target: to_target.bytes, bytes_to_client: to_client.bytes, ended }
+    let relayed = Relayed { bytes_to_target: to_target.bytes, bytes_to_client: to_client.bytes, ended };
+    drop(unfinished);
+    if ended == Ended::Closed && relayed.bytes_to_target.max(relayed.bytes_to_client) <= MOST_OF_SHORT {
+        target.retire();
+    }
+    relayed
 }
 
 /// Waits until `both` directions are done, a side has failed, there was no activity for `idle`, or `cut` is done. Unless
@@ -167,12 +172,6 @@ pub(super) async fn first_done(
 pub(super) fn acknowledge_at_once(target: &Stream) {
     // Without it, all is slower only.
     let _ = target.socket().set_tcp_quickack(true);
-}
-
-/// Has what a target is told sent as it comes, in whatever pieces, and not when what was sent before is acknowledged
-/// (Nagle's algorithm). A client's connection has it from the listener's socket.
-pub(super) fn send_at_once(target: &Stream) {
-    let _ = target.socket().set_tcp_nodelay(true);
 }
 
 /// Has both connections reset, unless they are finished.
@@ -254,22 +253,16 @@ impl<'a> Way<'a> {
         let is_all = is_last && is_whole && came.is_some_and(|length| (1..MOST_COPIED).contains(&length));
         if self.is_first && !is_all {
             self.is_first = false;
-            self.is_to_go_on();
+            // What is said once, as most of what is said in short connections, costs no system call more than that.
+            if self.from == Side::Target {
+                acknowledge_at_once(self.source);
+            }
         }
         if !left.is_empty() {
             self.write(&left, activity).await?;
         }
         // The end has come, and less than there was room for: to ask for more would only tell so.
         Ok(came.filter(|_| !is_all))
-    }
-
-    /// What is said once, as most of what is said in short connections, costs no system call more than that.
-    fn is_to_go_on(&self) {
-        match self.from {
-            // The first piece never waits; of the others none is to.
-            Side::Client => send_at_once(self.destination),
-            Side::Target => acknowledge_at_once(self.source),
-        }
     }
 
     /// Passes on all that comes until there is a pause. Gives how much that was, and nothing if it may be at the end: who
@@ -382,5 +375,7 @@ thread_local! {
     static ROOM: RefCell<[u8; MOST_COPIED]> = const { RefCell::new([0; MOST_COPIED]) };
 }
 
+/// Of a connection that has carried more, the kernel may have made the buffers large, and they would stay so.
+const MOST_OF_SHORT: u64 = 64 << 10;
 /// More than that is spliced. The smallest pipe holds as much (pipe(7), `pipe-user-pages-soft`).
 const MOST_COPIED: usize = 8 << 10;

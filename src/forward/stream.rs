@@ -6,12 +6,17 @@ use std::io::{self, ErrorKind, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::{libc, setsockopt_impl, sockopt_impl};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::time::Instant;
 
-use super::reactor::{Ready, Watched};
+use super::reactor::{Ready, Watched, now};
+use super::spare;
 
 /// A connection. It stays on the thread that has made it.
 #[derive(Debug)]
@@ -20,6 +25,19 @@ pub struct Stream {
     watched: Rc<Watched>,
     /// What first went wrong with it: the kernel tells an error once, to whoever asks first.
     failure: Cell<Option<ErrorKind>>,
+    /// See [`Self::shutdown`].
+    has_said_all: Cell<bool>,
+    /// Of one that was made here.
+    origin: Option<Box<Origin>>,
+    /// It has what is not to stay with a socket.
+    is_altered: Cell<bool>,
+}
+
+/// What a socket was made for, and when.
+#[derive(Debug)]
+struct Origin {
+    target: SocketAddr,
+    made: Instant,
 }
 
 /// A socket that listens, and may do so on several threads.
@@ -36,26 +54,31 @@ impl Stream {
     /// As `epoll_ctl(2)`; and on a thread that is none of the reactor's.
     pub fn adopt(socket: TcpStream) -> io::Result<Self> {
         let watched = Watched::new(&socket, CHANGES)?;
-        Ok(Self { socket, watched, failure: Cell::default() })
+        let (failure, has_said_all, origin, is_altered) = Default::default();
+        Ok(Self { socket, watched, failure, has_said_all, origin, is_altered })
     }
 
     /// Connects. What is to be sent first then acknowledges the target's SYN as well, if there `is_more`: a packet less,
-    /// and the target is woken once instead of twice.
+    /// and the target is woken once instead of twice. Whatever is sent goes out as it comes, in whatever pieces, and not
+    /// when what was sent before is acknowledged (Nagle's algorithm).
     ///
     /// # Errors
     /// As connect(2).
     pub(super) async fn connect(target: SocketAddr, is_more: bool) -> io::Result<Self> {
-        let kind = Type::STREAM.nonblocking();
-        let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+        let stream = match spare::take(target) {
+            Some(stream) => stream,
+            None => Self::unconnected(target)?,
+        };
         if is_more {
             // Without it, all is as it was.
-            let _ = socket.set_tcp_quickack(false);
+            let _ = stream.socket().set_tcp_quickack(false);
         }
-        match socket.connect(&target.into()) {
+        match stream.socket().connect(&target.into()) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
             _ => {}
         }
-        let stream = Self::adopt(socket.into())?;
+        // Until then it was ready, for nothing.
+        stream.watched.renew();
         stream.writable().await;
         if stream.ready().is(Ready::ERROR)
             && let Some(error) = stream.socket.take_error()?
@@ -63,6 +86,55 @@ impl Stream {
             return Err(error);
         }
         Ok(stream)
+    }
+
+    fn unconnected(target: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        // Without it, all is slower only.
+        let _ = socket.set_tcp_nodelay(true);
+        let mut stream = Self::adopt(socket.into())?;
+        stream.origin = Some(Box::new(Origin { target, made: now() }));
+        Ok(stream)
+    }
+
+    /// Ends it when both sides have said all. To the other side that is as if it were dropped; what [`Self::connect`] has
+    /// made may then be used again.
+    pub(super) fn retire(self) {
+        let is_as_new = !self.is_altered.get() && !self.has_failed() && !self.ready().is(Ready::URGENT);
+        // What is changed on this host is to hold for all soon.
+        if is_as_new && self.origin.as_ref().is_some_and(|origin| now() - origin.made < MOST_AGE) {
+            if !self.has_said_all.get() {
+                self.shutdown();
+            }
+            self.watched.is_nobodys();
+            spare::keep(self);
+        }
+    }
+
+    /// Whether it was made for this target.
+    pub(super) fn is_for(&self, target: SocketAddr) -> bool {
+        self.origin.as_ref().is_some_and(|origin| origin.target == target)
+    }
+
+    /// Whether the other side has acknowledged our end, after its own. Until then the kernel may have to say it once more.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.socket.peer_addr(), Err(error) if error.kind() == ErrorKind::NotConnected)
+    }
+
+    /// Makes one that is over as new.
+    ///
+    /// # Errors
+    /// As connect(2), and as setsockopt(2) without `CAP_NET_ADMIN`.
+    pub(super) fn renew(&self) -> io::Result<()> {
+        rustix::net::connect_unspec(self)?;
+        // The kernel would go on counting: nobody is to know by the last connection's sequence numbers where the next one's
+        // begin (RFC 6528), and to a target that remembers the last one, they begin behind it. From 0 it begins as ever.
+        setsockopt(self, sockopt::TcpRepair, &1)?;
+        setsockopt(self, TcpRepairQueue, &SEND_QUEUE)?;
+        setsockopt(self, TcpQueueSeq, &0)?;
+        setsockopt(self, sockopt::TcpRepair, &0)?;
+        self.has_said_all.set(false);
+        Ok(())
     }
 
     /// Takes it over from the future that has made it.
@@ -192,6 +264,7 @@ impl Stream {
 
     /// Says that nothing follows. If it is not connected any more, whoever reads is told how that came.
     pub(super) fn shutdown(&self) {
+        self.has_said_all.set(true);
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
@@ -199,9 +272,16 @@ impl Stream {
         self.socket.local_addr()
     }
 
+    /// Has the other side asked whether it is still there when it is silent.
+    pub(super) fn keep_alive(&self, keepalive: &TcpKeepalive) {
+        self.is_altered.set(true);
+        let _ = self.socket().set_tcp_keepalive(keepalive);
+    }
+
     /// Closing then sends a reset (socket(7)), or nothing, if it came from there.
     pub(super) fn reset_when_closed(&self) {
-        let _ = self.socket().set_linger(Some(std::time::Duration::ZERO));
+        self.is_altered.set(true);
+        let _ = self.socket().set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -246,6 +326,27 @@ impl Drop for Ears<'_> {
     }
 }
 
+sockopt_impl!(
+    /// tcp_repair: which queue is meant.
+    TcpRepairQueue,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_REPAIR_QUEUE,
+    u32
+);
+sockopt_impl!(
+    /// tcp_repair: where the queue's sequence numbers go on.
+    TcpQueueSeq,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_QUEUE_SEQ,
+    u32
+);
+
+/// As in linux/tcp.h.
+const SEND_QUEUE: u32 = 2;
+/// A socket is used again until then.
+const MOST_AGE: Duration = Duration::from_mins(1);
 /// What is told of a connection.
 const CHANGES: EpollFlags =
     EpollFlags::EPOLLIN.union(EpollFlags::EPOLLOUT).union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLPRI);

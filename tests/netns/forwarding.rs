@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::no_leaks;
 use super::pki::{Authority, SERVER};
-use crate::lab::{DEADLINE, Download, Egret, INTERNET, Lab, Options, PUBLIC, Process, Result, Web};
+use crate::lab::{DEADLINE, Download, Egret, INTERNET, Lab, Options, PUBLIC, Process, Result, Transport, Web};
 
 /// A private web server, whose page says which one it is.
 fn server(lab: &Lab, number: u8) -> Result<Web> {
@@ -87,6 +87,48 @@ fn drained_server_gets_no_connections_until_it_is_wanted_again() -> Result {
     assert!(ask(&lab, 2)?.contains(&"server 1".to_owned()));
     assert_eq!(egret.command(&["drain", "other", &target])?.status.code(), Some(1));
     Ok(())
+}
+
+/// Says that it has said all before it has heard all, and then whether it hears an end.
+const PATIENT: &str = "import socket, socketserver
+class Patient(socketserver.BaseRequestHandler):
+    def handle(self):
+        asked = self.request.recv(100)
+        self.request.sendall(b'answer to ' + asked)
+        self.request.shutdown(socket.SHUT_WR)
+        print('heard', asked.decode().strip(), self.request.recv(100), flush=True)
+socketserver.ThreadingTCPServer(('', 5000), Patient).serve_forever()
+";
+
+#[test]
+fn target_hears_the_end_that_was_lost_though_the_next_connection_has_begun() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let target = lab.client(1);
+    let script = target.directory.join("patient.py");
+    std::fs::write(&script, PATIENT)?;
+    let mut server = target.spawn(&format!("python3 {}", script.display()))?;
+    target.wait_listening(Transport::Tcp, 5000)?;
+    let listener = format!(
+        "\n[[forward]]\nname = \"api\"\nlisten = \"0.0.0.0:5000\"\ntargets = [\"{}:5000\"]\n\
+         [forward.health]\ntype = \"tcp\"\ninterval = \"5m\"\n",
+        Lab::client_address(1)
+    );
+    // On one processor, so that there is one thread, which has all the sockets.
+    let _egret = Egret::start_under(lab.nat(), &lab.config(&listener), &["taskset", "--cpu-list", "0"])?;
+    // The client's end comes after all, and so in a packet of its own.
+    let ask = |words: &str| {
+        lab.internet().shell(&format!("{{ echo {words}; sleep 1; }} | socat -t 5 - TCP:{PUBLIC}:5000"))
+    };
+    // So that a socket has had its connection.
+    assert_eq!(ask("zero")?, "answer to zero\n");
+    server.wait_for_log("heard zero b''")?;
+    target.nft("table ip lost {\n chain in {\n type filter hook input priority 0\n tcp dport 5000 tcp flags & fin == fin drop\n }\n}\n")?;
+    assert_eq!(ask("one")?, "answer to one\n");
+    assert_eq!(ask("two")?, "answer to two\n");
+    assert!(!server.log().contains("heard one"), "no end was lost");
+    target.run("nft delete table ip lost")?;
+    server.wait_for_log("heard one b''")?;
+    server.wait_for_log("heard two b''")
 }
 
 #[test]

@@ -83,10 +83,7 @@ impl Client {
         match self {
             Self::Plain(client) => relay::relay(client, target, pipes, carried, idle, cut).await,
             // In a box, too.
-            Self::Tls(client) => {
-                relay::send_at_once(&target);
-                Box::pin(relay_tls(*client, target, carried, idle, cut)).await
-            }
+            Self::Tls(client) => Box::pin(relay_tls(*client, target, carried, idle, cut)).await,
         }
     }
 }
