@@ -344,7 +344,7 @@ sockopt_impl!(
 );
 
 /// As in linux/tcp.h.
-const SEND_QUEUE: u32 = 2;
+pub(super) const SEND_QUEUE: u32 = 2;
 /// A socket is used again until then.
 const MOST_AGE: Duration = Duration::from_mins(1);
 /// What is told of a connection.

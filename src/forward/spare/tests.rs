@@ -4,19 +4,18 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
+use nix::{getsockopt_impl, libc, sockopt_impl};
 use socket2::TcpKeepalive;
 use tokio::time::Instant;
 
 use super::*;
 use crate::forward::Reactor;
 use crate::forward::reactor::sleep_until;
+use crate::forward::stream::{SEND_QUEUE, TcpRepairQueue};
 
-sockopt_impl!(RepairQueue, SetOnly, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, u32);
 sockopt_impl!(QueueSeq, GetOnly, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, u32);
 
-/// As in linux/tcp.h; the latter is -1: without a window probe.
-const SEND_QUEUE: u32 = 2;
+/// As in linux/tcp.h, -1: without a window probe.
 const LEAVE_QUIETLY: u32 = u32::MAX;
 const SOON: Duration = Duration::from_secs(10);
 
@@ -148,7 +147,7 @@ async fn each_target_has_sockets_of_its_own() {
 /// Where its sequence numbers are.
 fn sequence(stream: &Stream) -> u32 {
     setsockopt(stream, sockopt::TcpRepair, &1).unwrap();
-    setsockopt(stream, RepairQueue, &SEND_QUEUE).unwrap();
+    setsockopt(stream, TcpRepairQueue, &SEND_QUEUE).unwrap();
     let sequence = getsockopt(stream, QueueSeq).unwrap();
     setsockopt(stream, sockopt::TcpRepair, &LEAVE_QUIETLY).unwrap();
     sequence
