@@ -10,7 +10,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::libc;
+use rustix::net::SendFlags;
 use tokio::time::Instant;
 
 use super::pipe::{Pipe, Pipes};
@@ -233,7 +233,7 @@ impl<'a> Way<'a> {
     async fn copy(&mut self, activity: &Activity) -> Result<Option<usize>, Ended> {
         let is_last = end_has_come(self.source);
         // Then the end goes out in one segment with what is passed on, which is held for it.
-        let flags = if is_last { libc::MSG_MORE } else { 0 };
+        let flags = if is_last { SendFlags::MORE } else { SendFlags::empty() };
         let (came, left) = ROOM.with_borrow_mut(|room| {
             let came = match self.source.read(room) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((Some(0), Vec::new())),
@@ -294,7 +294,7 @@ impl<'a> Way<'a> {
 
     async fn write(&mut self, mut bytes: &[u8], activity: &Activity) -> Result<(), Ended> {
         while !bytes.is_empty() {
-            let written = self.destination.send(bytes, 0);
+            let written = self.destination.send(bytes, SendFlags::empty());
             bytes = &bytes[self.passed(written, activity).await?..];
         }
         Ok(())

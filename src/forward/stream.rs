@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::{libc, setsockopt_impl, sockopt_impl};
+use rustix::net::{RecvFlags, SendFlags, connect_unspec, recv, send};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::time::Instant;
 
@@ -126,7 +127,7 @@ impl Stream {
     /// # Errors
     /// As connect(2), and as setsockopt(2) without `CAP_NET_ADMIN`.
     pub(super) fn renew(&self) -> io::Result<()> {
-        rustix::net::connect_unspec(self)?;
+        connect_unspec(self)?;
         // The kernel would go on counting: nobody is to know by the last connection's sequence numbers where the next one's
         // begin (RFC 6528), and to a target that remembers the last one, they begin behind it. From 0 it begins as ever.
         setsockopt(self, sockopt::TcpRepair, &1)?;
@@ -198,7 +199,7 @@ impl Stream {
     /// As read(2); `WouldBlock` if that is nothing. What a reset has cut off ends with an error, though the reset was told
     /// to a call before.
     pub(super) fn read(&self, room: &mut [u8]) -> io::Result<usize> {
-        let read = self.attempt(Ready::READABLE, || (&self.socket).read(room));
+        let read = self.attempt(Ready::READABLE, || Ok(recv(&self.socket, &mut *room, RecvFlags::empty())?.0));
         if matches!(read, Ok(0)) && self.is_cut_off() {
             return Err(ErrorKind::ConnectionReset.into());
         }
@@ -240,8 +241,8 @@ impl Stream {
 
     /// # Errors
     /// As send(2); `WouldBlock` if nothing is taken now.
-    pub(super) fn send(&self, data: &[u8], flags: i32) -> io::Result<usize> {
-        self.attempt(Ready::WRITABLE, || self.socket().send_with_flags(data, flags))
+    pub(super) fn send(&self, data: &[u8], flags: SendFlags) -> io::Result<usize> {
+        self.attempt(Ready::WRITABLE, || Ok(send(&self.socket, data, flags | SendFlags::NOSIGNAL)?))
     }
 
     /// # Errors
@@ -249,7 +250,7 @@ impl Stream {
     pub(super) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             self.writable().await;
-            match self.send(data, 0) {
+            match self.send(data, SendFlags::empty()) {
                 Ok(written) => data = data.get(written..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
