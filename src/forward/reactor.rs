@@ -92,9 +92,11 @@ struct Local {
 /// Where a future is.
 struct Place {
     team: u64,
-    /// It is not here while it is polled.
-    task: Option<Task>,
+    /// With its waker. It is not here while it is polled.
+    task: Option<(Task, Waker)>,
     queued: bool,
+    /// It was woken, and not by a socket alone.
+    woken: bool,
     /// See [`Local::due`].
     due: Option<Instant>,
 }
@@ -333,7 +335,7 @@ impl Local {
                             Message::Begin(..) => {
                                 self.inbox.load.fetch_sub(1, Ordering::Relaxed);
                             }
-                            Message::Wake(place) => self.enqueue(place),
+                            Message::Wake(place) => self.wake(place),
                             Message::End(team) => self.end(|of| of == team),
                             Message::Stop => return self.end(|_| true),
                         }
@@ -346,39 +348,47 @@ impl Local {
     }
 
     fn spawn(&self, team: u64, task: Task) {
-        let place = self.places.borrow_mut().insert(Place { team, task: Some(task), queued: false, due: None });
+        let mut places = self.places.borrow_mut();
+        let entry = places.vacant_entry();
+        let place = entry.key();
         let mut wakers = self.wakers.borrow_mut();
         for place in wakers.len()..=place {
             let (inbox, thread) = (Arc::clone(&self.inbox), thread::current().id());
             wakers.push(Arc::new(Alarm { inbox, thread, place }).into());
         }
-        drop(wakers);
-        self.enqueue(place);
+        let task = Some((task, wakers[place].clone()));
+        entry.insert(Place { team, task, queued: false, woken: false, due: None });
+        drop(places);
+        self.wake(place);
     }
 
-    fn enqueue(&self, place: usize) {
-        if let Some(there) = self.places.borrow_mut().get_mut(place)
-            && !there.queued
-        {
-            there.queued = true;
-            self.queue.borrow_mut().push_back(place);
+    fn wake(&self, place: usize) {
+        self.enqueue(place, true);
+    }
+
+    fn enqueue(&self, place: usize, woken: bool) {
+        if let Some(there) = self.places.borrow_mut().get_mut(place) {
+            there.woken |= woken;
+            if !std::mem::replace(&mut there.queued, true) {
+                self.queue.borrow_mut().push_back(place);
+            }
         }
     }
 
     fn poll(&self, place: usize) {
         let task = self.places.borrow_mut().get_mut(place).and_then(|there| {
             there.queued = false;
+            WOKEN.set(std::mem::take(&mut there.woken));
             there.task.take()
         });
-        let Some(mut task) = task else { return };
+        let Some((mut task, waker)) = task else { return };
         self.current.set(place);
         BUDGET.set(MOST_CALLS);
-        let waker = self.wakers.borrow().get(place).cloned().unwrap_or_else(|| Waker::noop().clone());
         let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(&waker))));
         match polled {
             Ok(Poll::Pending) => {
                 if let Some(there) = self.places.borrow_mut().get_mut(place) {
-                    there.task = Some(task);
+                    there.task = Some((task, waker));
                 }
             }
             ended => {
@@ -410,7 +420,7 @@ impl Local {
         drop(places);
         for place in those {
             let task = self.places.borrow_mut().get_mut(place).and_then(|there| there.task.take());
-            if let Some(task) = task {
+            if let Some((task, _)) = task {
                 self.leave(place, task);
             }
         }
@@ -421,7 +431,7 @@ impl Local {
         let watched = self.watched.borrow();
         let Some(watched) = watched.get(place).filter(|watched| watched.token == token) else { return };
         watched.ready.set(Ready(watched.ready.get().0 | ready.0));
-        self.enqueue(watched.waits.get());
+        self.enqueue(watched.waits.get(), false);
     }
 
     /// How long to wait for what is ready.
@@ -443,7 +453,7 @@ impl Local {
             if let Some(there) = self.places.borrow_mut().get_mut(place) {
                 there.due = None;
             }
-            self.enqueue(place);
+            self.wake(place);
         }
     }
 
@@ -477,7 +487,7 @@ impl Wake for Alarm {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if thread::current().id() == self.thread {
-            with(|local| local.enqueue(self.place));
+            with(|local| local.wake(self.place));
         } else {
             self.inbox.send(Message::Wake(self.place));
         }
@@ -569,7 +579,7 @@ impl Watched {
 fn may_go_on() -> bool {
     let goes_on = BUDGET.get() > 0;
     if !goes_on {
-        with(|local| local.enqueue(local.current.get()));
+        with(|local| local.wake(local.current.get()));
     }
     goes_on
 }
@@ -602,6 +612,16 @@ pub(super) async fn timeout<T>(most: Duration, future: impl Future<Output = T>) 
     .await
 }
 
+/// A future that waits for none of this thread's sockets: it is not asked whether it is done when only these have changed.
+pub(super) async fn aside<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut is_first = true;
+    poll_fn(|context| {
+        if std::mem::take(&mut is_first) || WOKEN.get() { future.as_mut().poll(context) } else { Poll::Pending }
+    })
+    .await
+}
+
 /// Lets others have their turn, and this thread have its next look at what is ready.
 pub(super) async fn yield_now() {
     let mut yielded = false;
@@ -610,7 +630,7 @@ pub(super) async fn yield_now() {
             return Poll::Ready(());
         }
         yielded = true;
-        with(|local| local.enqueue(local.current.get()));
+        with(|local| local.wake(local.current.get()));
         Poll::Pending
     })
     .await;
@@ -629,6 +649,8 @@ thread_local! {
     static LOCAL: OnceCell<Local> = const { OnceCell::new() };
     /// What who is being polled may still do before others have their turn. Beside the rest, as it is asked most.
     static BUDGET: Cell<u32> = const { Cell::new(MOST_CALLS) };
+    /// Who is being polled was woken, and not by a socket alone.
+    static WOKEN: Cell<bool> = const { Cell::new(true) };
 }
 
 static TEAMS: AtomicU64 = AtomicU64::new(0);

@@ -14,7 +14,7 @@ use rustix::net::SendFlags;
 use tokio::time::Instant;
 
 use super::pipe::{Pipe, Pipes};
-use super::reactor::{Ready, now, sleep_until};
+use super::reactor::{Ready, aside, now, sleep_until};
 use super::stream::Stream;
 
 /// Which of the two.
@@ -85,8 +85,7 @@ pub async fn relay(
         // What has come is passed on before anything else is looked at.
         biased;
         ended = both(&mut to_target, &mut to_client, pipes, &activity) => ended.map_or_else(|ended| ended, |()| Ended::Closed),
-        () = activity.silence(idle) => Ended::Idle,
-        () = cut => Ended::Cut,
+        ended = given_up(&activity, idle, cut) => ended,
     };
     unfinished.finished = ended == Ended::Closed;
     let relayed = Relayed { bytes_to_target: to_target.bytes, bytes_to_client: to_client.bytes, ended };
@@ -113,11 +112,22 @@ pub(super) async fn supervise<T>(
         done = both => done.map_or_else(|ended| ended, |_| Ended::Closed),
         () = failure(client) => Ended::Reset(Side::Client),
         () = failure(target) => Ended::Reset(Side::Target),
-        () = activity.silence(idle) => Ended::Idle,
-        () = cut => Ended::Cut,
+        ended = given_up(activity, idle, cut) => ended,
     };
     unfinished.finished = ended == Ended::Closed;
     ended
+}
+
+/// Ends when there was no activity for `idle`, or `cut` is done.
+async fn given_up(activity: &Activity, idle: Duration, cut: impl Future<Output = ()>) -> Ended {
+    aside(async {
+        tokio::select! {
+            biased;
+            () = activity.silence(idle) => Ended::Idle,
+            () = cut => Ended::Cut,
+        }
+    })
+    .await
 }
 
 /// Carries both ways, each until its source has said all.

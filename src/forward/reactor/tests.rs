@@ -1,8 +1,9 @@
 use std::collections::HashMap;
 use std::future::pending;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::sync::mpsc;
 
+use rustix::net::SendFlags;
 use tokio::time::timeout as within;
 
 use super::super::stream::Stream;
@@ -130,6 +131,51 @@ async fn future_that_could_always_go_on_lets_others_have_their_turn() {
         told.try_recv().is_ok()
     });
     assert!(within(SOON, had_its_turn).await.expect("in time").unwrap());
+}
+
+#[tokio::test]
+async fn what_waits_for_no_socket_is_asked_when_it_was_woken_and_not_for_sockets() {
+    let reactor = Reactor::default();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let (begun, has_begun) = oneshot::channel();
+    let (tell, mut told) = oneshot::channel::<()>();
+    let running = reactor.run(move || async move {
+        let stream = Stream::adopt(socket).unwrap();
+        let (mut begun, asked) = (Some(begun), Cell::new(0));
+        let mut beside = pin!(aside(poll_fn(|context| {
+            if let Some(begun) = begun.take() {
+                begun.send(()).unwrap();
+            }
+            asked.set(asked.get() + 1);
+            pin!(&mut told).poll(context).map(Result::unwrap)
+        })));
+        loop {
+            tokio::select! {
+                biased;
+                () = stream.readable() => {}
+                () = beside.as_mut() => break,
+            }
+            let mut byte = [0];
+            if stream.read(&mut byte).is_ok() {
+                stream.send(&byte, SendFlags::empty()).unwrap();
+            }
+        }
+        asked.get()
+    });
+    let using = async {
+        has_begun.await.unwrap();
+        for byte in 0..5 {
+            let mut echo = [0];
+            client.write_all(&[byte]).unwrap();
+            client.read_exact(&mut echo).unwrap();
+        }
+        tell.send(()).unwrap();
+    };
+    let (asked, ()) = within(SOON, async { tokio::join!(running, using) }).await.expect("in time");
+    assert_eq!(asked.unwrap(), 2, "at first, and when it was told");
 }
 
 #[tokio::test]
