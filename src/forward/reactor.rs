@@ -613,13 +613,11 @@ pub(super) async fn timeout<T>(most: Duration, future: impl Future<Output = T>) 
 }
 
 /// A future that waits for none of this thread's sockets: it is not asked whether it is done when only these have changed.
-pub(super) async fn aside<T>(future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
+pub(super) fn aside<T>(mut future: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = T> {
     let mut is_first = true;
-    poll_fn(|context| {
+    poll_fn(move |context| {
         if std::mem::take(&mut is_first) || WOKEN.get() { future.as_mut().poll(context) } else { Poll::Pending }
     })
-    .await
 }
 
 /// Lets others have their turn, and this thread have its next look at what is ready.

@@ -81,11 +81,12 @@ pub async fn relay(
     let activity = Activity::new();
     let mut to_target = Way::new(&client, &target, Side::Client, &carried.to_target);
     let mut to_client = Way::new(&target, &client, Side::Target, &carried.to_client);
+    let given_up = pin!(given_up(&activity, idle, cut));
     let ended = tokio::select! {
         // What has come is passed on before anything else is looked at.
         biased;
         ended = both(&mut to_target, &mut to_client, pipes, &activity) => ended.map_or_else(|ended| ended, |()| Ended::Closed),
-        ended = given_up(&activity, idle, cut) => ended,
+        ended = aside(given_up) => ended,
     };
     unfinished.finished = ended == Ended::Closed;
     let relayed = Relayed { bytes_to_target: to_target.bytes, bytes_to_client: to_client.bytes, ended };
@@ -106,13 +107,14 @@ pub(super) async fn supervise<T>(
     cut: impl Future<Output = ()>,
 ) -> Ended {
     let mut unfinished = Unfinished { streams: [client, target], finished: false };
+    let given_up = pin!(given_up(activity, idle, cut));
     let ended = tokio::select! {
         // What has come is passed on before anything else is looked at.
         biased;
         done = both => done.map_or_else(|ended| ended, |_| Ended::Closed),
         () = failure(client) => Ended::Reset(Side::Client),
         () = failure(target) => Ended::Reset(Side::Target),
-        ended = given_up(activity, idle, cut) => ended,
+        ended = aside(given_up) => ended,
     };
     unfinished.finished = ended == Ended::Closed;
     ended
@@ -120,14 +122,11 @@ pub(super) async fn supervise<T>(
 
 /// Ends when there was no activity for `idle`, or `cut` is done.
 async fn given_up(activity: &Activity, idle: Duration, cut: impl Future<Output = ()>) -> Ended {
-    aside(async {
-        tokio::select! {
-            biased;
-            () = activity.silence(idle) => Ended::Idle,
-            () = cut => Ended::Cut,
-        }
-    })
-    .await
+    tokio::select! {
+        biased;
+        () = activity.silence(idle) => Ended::Idle,
+        () = cut => Ended::Cut,
+    }
 }
 
 /// Carries both ways, each until its source has said all.

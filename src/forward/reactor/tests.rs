@@ -145,18 +145,19 @@ async fn what_waits_for_no_socket_is_asked_when_it_was_woken_and_not_for_sockets
     let running = reactor.run(move || async move {
         let stream = Stream::adopt(socket).unwrap();
         let (mut begun, asked) = (Some(begun), Cell::new(0));
-        let mut beside = pin!(aside(poll_fn(|context| {
+        let telling = pin!(poll_fn(|context| {
             if let Some(begun) = begun.take() {
                 begun.send(()).unwrap();
             }
             asked.set(asked.get() + 1);
             pin!(&mut told).poll(context).map(Result::unwrap)
-        })));
+        }));
+        let mut beside = aside(telling);
         loop {
             tokio::select! {
                 biased;
                 () = stream.readable() => {}
-                () = beside.as_mut() => break,
+                () = &mut beside => break,
             }
             let mut byte = [0];
             if stream.read(&mut byte).is_ok() {
