@@ -22,6 +22,8 @@ pub struct Done {
     pub rate: f64,
     /// What all but a hundredth of the requests or connections did not take longer than, in microseconds.
     pub tail: f64,
+    /// The same of those of a [`SLICE`]: the median of all slices.
+    pub slice_tail: f64,
 }
 
 impl Done {
@@ -30,7 +32,7 @@ impl Done {
         let log = process.log();
         let numbers: Vec<f64> = log.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         match numbers[..] {
-            [count, rate, tail] => Ok(Self { count, rate, tail }),
+            [count, rate, tail, slice_tail] => Ok(Self { count, rate, tail, slice_tail }),
             _ => Err(Failure::new(format!("the client said: {log}"))),
         }
     }
@@ -39,7 +41,8 @@ impl Done {
 /// Takes as much as comes by so many connections.
 pub fn bulk(address: SocketAddr, connections: usize, time: Duration) -> Result<Done> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let streams = open(&epoll, address, connections, Request { answer: u64::MAX, close: false })?;
+    let streams =
+        open(&epoll, address, connections, EpollFlags::EPOLLIN, Request { answer: u64::MAX, close: false })?;
     let mut measure = Measure::new(time);
     let mut room = vec![0; 4 << 20];
     let mut events = vec![EpollEvent::empty(); connections];
@@ -62,7 +65,9 @@ pub fn bulk(address: SocketAddr, connections: usize, time: Duration) -> Result<D
 pub fn requests(address: SocketAddr, connections: usize, time: Duration) -> Result<Done> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let request = Request { answer: ANSWER as u64, close: false };
-    let mut streams = open(&epoll, address, connections, request)?;
+    // What is left of an answer is told when it comes.
+    let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    let mut streams = open(&epoll, address, connections, events, request)?;
     let mut room = [0; ANSWER];
     // The first answers wait for connections to the backend, which are made all at once.
     for stream in &mut streams {
@@ -135,13 +140,19 @@ pub fn hold(address: SocketAddr, connections: usize) -> Result<Done> {
 /// What [`hold`] prints when it has all of them.
 pub const HOLDING: &str = "holding";
 
-fn open(epoll: &Epoll, address: SocketAddr, connections: usize, request: Request) -> Result<Vec<TcpStream>> {
+fn open(
+    epoll: &Epoll,
+    address: SocketAddr,
+    connections: usize,
+    events: EpollFlags,
+    request: Request,
+) -> Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
     for index in 0..connections {
         let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.write_all(&request.encode())?;
-        epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+        epoll.add(&stream, EpollEvent::new(events, index as u64))?;
         streams.push(stream);
     }
     Ok(streams)
@@ -156,8 +167,7 @@ struct Dialogue {
 impl Dialogue {
     fn begin(epoll: &Epoll, address: SocketAddr, index: usize) -> Result<Self> {
         let start = Instant::now();
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None)?;
         match socket.connect(&address.into()) {
             Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error.into()),
             _ => {}
@@ -192,13 +202,15 @@ struct Measure {
     end: Instant,
     all: u64,
     counted: u64,
-    times: Vec<Duration>,
+    /// By when they were over, a [`SLICE`] each.
+    slices: Vec<Vec<Duration>>,
+    slice_end: Instant,
 }
 
 impl Measure {
     fn new(time: Duration) -> Self {
         let begin = Instant::now() + WARM_UP;
-        Self { begin, end: begin + time, all: 0, counted: 0, times: Vec::new() }
+        Self { begin, end: begin + time, all: 0, counted: 0, slices: Vec::new(), slice_end: begin }
     }
 
     fn goes_on(&self) -> bool {
@@ -213,22 +225,41 @@ impl Measure {
     }
 
     fn add_timed(&mut self, time: Duration) {
-        self.add(1);
-        if self.counted > 0 {
-            self.times.push(time);
+        self.all += 1;
+        let now = Instant::now();
+        if now < self.begin {
+            return;
+        }
+        self.counted += 1;
+        if now >= self.slice_end {
+            self.slice_end = now + SLICE;
+            self.slices.push(Vec::new());
+        }
+        if let Some(slice) = self.slices.last_mut() {
+            slice.push(time);
         }
     }
 
-    fn done(mut self) -> Done {
+    fn done(self) -> Done {
         let rate = self.counted as f64 / self.begin.elapsed().as_secs_f64();
-        self.times.sort_unstable();
-        let tail = self.times.get(self.times.len() * 99 / 100).copied().unwrap_or_default();
-        Done { count: self.all as f64, rate, tail: tail.as_secs_f64() * 1e6 }
+        let tail = quantile(self.slices.concat(), 99);
+        let slice_tail = quantile(self.slices.into_iter().map(|slice| quantile(slice, 99)).collect(), 50);
+        let [tail, slice_tail] = [tail, slice_tail].map(|time| time.as_secs_f64() * 1e6);
+        Done { count: self.all as f64, rate, tail, slice_tail }
     }
+}
+
+/// What so many of a hundred of them do not exceed; zero if there are none.
+fn quantile(mut times: Vec<Duration>, percent: usize) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() * percent / 100).copied().unwrap_or_default()
 }
 
 /// An answer of an API, with what HTTP adds.
 const ANSWER: usize = 1024;
+/// A virtual machine stands still now and then, idle or not, for some milliseconds, which all connections of the moment
+/// wait for. It does not in most slices, so that their median is of what a proxy does.
+pub const SLICE: Duration = Duration::from_millis(20);
 const WARM_UP: Duration = Duration::from_millis(200);
 /// Then the clock is looked at, whatever has come: in milliseconds.
 const WAIT: u8 = 100;

@@ -48,7 +48,7 @@ fn ask(kind: &str, address: &str, connections: &str, millis: &str) -> Result {
         "connections" => client::connections(address, connections, time)?,
         _ => client::hold(address, connections)?,
     };
-    println!("{} {} {}", done.count, done.rate, done.tail);
+    println!("{} {} {} {}", done.count, done.rate, done.tail, done.slice_tail);
     Ok(())
 }
 
