@@ -43,7 +43,7 @@ pub use admin::{DEFAULT_LISTEN, DEFAULT_SOCKET, Price};
 pub use problem::{Origin, Problem, Problems};
 use reader::{Reader, Section};
 pub use render::render;
-pub use resolve::{CloudFacts, HostFacts, ResolveError, Resolved, resolve};
+pub use resolve::{CloudFacts, HostFacts, ResolveError, Resolved, interfaces, resolve};
 pub use session_log::{SessionLog, SessionLogTarget};
 pub use settings::{Set, Settings, TAG_PREFIX};
 

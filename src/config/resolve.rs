@@ -92,18 +92,7 @@ pub enum ResolveError {
 ///
 /// Whatever does not fit, all at once.
 pub fn resolve(config: &Config, host: &HostFacts) -> Result<Resolved, Vec<ResolveError>> {
-    let external_name = match (&config.nat.external_interface, &host.default_route) {
-        (Some(name), _) | (None, Some(name)) => name.as_str(),
-        (None, None) => return Err(vec![ResolveError::NoDefaultRoute]),
-    };
-    let internal_name = config.nat.internal_interface.as_deref().unwrap_or(external_name);
-    let external = interface(host, "nat.external_interface", external_name);
-    let internal = interface(host, "nat.internal_interface", internal_name);
-    let (external, internal) = match (external, internal) {
-        (Ok(external), Ok(internal)) => (external, internal),
-        (Err(error), Err(_)) if external_name == internal_name => return Err(vec![error]),
-        (external, internal) => return Err(external.err().into_iter().chain(internal.err()).collect()),
-    };
+    let (external, internal) = interfaces(config, host)?;
     let mut errors = Vec::new();
     let addresses = external_addresses(config, external, host.cloud.as_ref(), &mut errors);
     let of_cloud = || host.cloud.as_ref().map(|cloud| cloud.internal.clone()).filter(|nets| !nets.is_empty());
@@ -140,6 +129,30 @@ pub fn resolve(config: &Config, host: &HostFacts) -> Result<Resolved, Vec<Resolv
         xdp: config.xdp,
     };
     Ok(Resolved { datapath, nat })
+}
+
+/// The external and the internal interface, for the cloud to be asked about: whatever else is to fit may follow from what
+/// it says.
+///
+/// # Errors
+///
+/// There is no such interface.
+pub fn interfaces<'a>(
+    config: &Config,
+    host: &'a HostFacts,
+) -> Result<(&'a datapath::Interface, &'a datapath::Interface), Vec<ResolveError>> {
+    let external_name = match (&config.nat.external_interface, &host.default_route) {
+        (Some(name), _) | (None, Some(name)) => name.as_str(),
+        (None, None) => return Err(vec![ResolveError::NoDefaultRoute]),
+    };
+    let internal_name = config.nat.internal_interface.as_deref().unwrap_or(external_name);
+    let external = interface(host, "nat.external_interface", external_name);
+    let internal = interface(host, "nat.internal_interface", internal_name);
+    match (external, internal) {
+        (Ok(external), Ok(internal)) => Ok((external, internal)),
+        (Err(error), Err(_)) if external_name == internal_name => Err(vec![error]),
+        (external, internal) => Err(external.err().into_iter().chain(internal.err()).collect()),
+    }
 }
 
 fn interface<'a>(
@@ -248,7 +261,10 @@ fn services(
             preserve_client_ip,
             connect_timeout: forward.connect_timeout,
         }));
-        if services.len() == before {
+        // One that the cloud has given the interface may have no public address just now, or the host may not have it yet.
+        let known = host.cloud.as_ref().filter(|_| config.nat.external_addresses.is_none());
+        let may_come = known.is_some_and(|cloud| cloud.addresses.iter().any(|known| ip == known.private));
+        if services.len() == before && !may_come {
             let present: Vec<String> = privates.map(|private| private.to_string()).collect();
             errors.push(ResolveError::NotExternal { name: name(), address: ip, present: present.join(", ") });
         }

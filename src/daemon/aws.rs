@@ -36,16 +36,16 @@ pub(super) fn is_on(switch: Switch) -> bool {
 
 /// Starts the tasks, once the external interface's identity is known or has been waited for long enough.
 pub(super) async fn start(
-    config: &datapath::Config,
+    (external, internal): (&Interface, &Interface),
     wanted: &Aws,
     calls: Calls,
     failover: Option<Prepared>,
 ) -> Cloud {
-    let interfaces = interfaces(config);
+    let interfaces = interfaces(external, internal);
     let imds = Imds::new();
     let held = failover.as_ref().map(|_| BTreeMap::new());
     let mut seen = Seen { identities: vec![None; interfaces.len()], state: None, held };
-    seen.identities[EXTERNAL] = first_identity(&imds, &config.external).await;
+    seen.identities[EXTERNAL] = first_identity(&imds, external).await;
     let known = watch::Sender::new(seen.known(BTreeSet::new()));
     let receiver = known.subscribe();
     let seen = watch::Sender::new(seen);
@@ -62,29 +62,30 @@ pub(super) async fn start(
     }
     let wishes = (wanted.subscribe(), ending.subscribe());
     tasks.spawn(reconcile(seen.clone(), wishes, Arc::clone(&refresh), calls));
-    tasks.spawn(tell(config.external.clone(), seen.subscribe(), known));
+    tasks.spawn(tell(external.clone(), seen.subscribe(), known));
     Cloud::new(receiver, (wanted, ending), refresh, tasks)
 }
 
-/// What would be done at EC2 now, and what could not be; nothing is.
+/// What would be done at EC2 now, and what could not be; nothing is. With it, what the metadata service tells.
 pub(super) async fn foresee(
-    config: &datapath::Config,
+    (external, internal): (&Interface, &Interface),
     wanted: &Aws,
-) -> Result<aws::Plan, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(aws::Plan, Option<CloudFacts>), Box<dyn std::error::Error + Send + Sync>> {
     let imds = Imds::new();
     let mut identities = Vec::new();
-    for interface in interfaces(config) {
+    for interface in interfaces(external, internal) {
         identities.push(Some(imds.identity(interface.mac).await?));
     }
     let region = identities.iter().flatten().next().map(|identity| identity.region.clone()).unwrap_or_default();
-    let desired = Seen { identities, state: None, held: None }.desired(wanted);
+    let seen = Seen { identities, state: None, held: None };
+    let desired = seen.desired(wanted);
     let ec2 = Ec2::new(&aws::sdk_config(&region).await, Calls::default(), CALL_TIMEOUT);
-    Ok(aws::plan(&desired, &Box::pin(aws::observe(&ec2, &desired)).await?))
+    Ok((aws::plan(&desired, &Box::pin(aws::observe(&ec2, &desired)).await?), seen.facts()))
 }
 
 /// Those that forward; the external one has the first place.
-fn interfaces(config: &datapath::Config) -> Vec<&Interface> {
-    let mut interfaces = vec![&config.external, &config.internal];
+fn interfaces<'a>(external: &'a Interface, internal: &'a Interface) -> Vec<&'a Interface> {
+    let mut interfaces = vec![external, internal];
     interfaces.dedup();
     interfaces
 }
@@ -116,7 +117,9 @@ impl Seen {
         let of_gateways = self.of_gateways();
         if !of_gateways.is_empty() {
             // Whoever is reached from behind a gateway knows it by these.
-            addresses.clear();
+            for address in &mut addresses {
+                address.public = None;
+            }
         }
         for (public, private) in self.associated() {
             match addresses.iter_mut().find(|address| address.private == private) {

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use super::Foreseen;
 use super::gateways::Prepared;
 use crate::admin::AwsReport;
-use crate::config::{Aws, CloudFacts, Resolved};
+use crate::config::{Aws, CloudFacts};
+use crate::datapath::Interface;
 
 /// A view of the cloud, kept up by tasks that end when this is dropped. The data plane waits for none of them.
 #[derive(Debug)]
@@ -56,42 +57,43 @@ pub(super) enum Check {
     Failed(String),
 }
 
-/// What [`Cloud::start`] would have done, once.
+/// What [`Cloud::start`] would have done, once, and what the cloud tells.
 #[cfg_attr(not(feature = "aws"), allow(clippy::unused_async, reason = "there is nobody to wait for"))]
 pub(super) async fn foresee(
     wanted: &Aws,
-    resolved: &Resolved,
-) -> Result<Foreseen, Box<dyn std::error::Error + Send + Sync>> {
+    interfaces: (&Interface, &Interface),
+) -> Result<(Foreseen, Option<CloudFacts>), Box<dyn std::error::Error + Send + Sync>> {
     #[cfg(feature = "aws")]
     if super::aws::is_on(wanted.enabled) {
-        let plan = super::aws::foresee(&resolved.datapath, wanted).await?;
-        return Ok(Foreseen {
+        let (plan, facts) = super::aws::foresee(interfaces, wanted).await?;
+        let foreseen = Foreseen {
             is_on: true,
             changes: plan.changes.iter().map(ToString::to_string).collect(),
             problems: plan.problems.iter().map(ToString::to_string).collect(),
-        });
+        };
+        return Ok((foreseen, facts));
     }
     #[cfg(not(feature = "aws"))]
-    let _ = (wanted, resolved);
-    Ok(Foreseen::default())
+    let _ = (wanted, interfaces);
+    Ok((Foreseen::default(), None))
 }
 
 impl Cloud {
-    /// Asks the cloud, if `wanted` says so, about the interfaces of a configuration. Takes some 5 s at most; what is
+    /// Asks the cloud, if `wanted` says so, about the external and the internal interface. Takes some 5 s at most; what is
     /// not known by then comes later.
     #[cfg_attr(not(feature = "aws"), allow(clippy::unused_async, reason = "there is nobody to wait for"))]
     pub(super) async fn start(
         wanted: &Aws,
-        resolved: &Resolved,
+        interfaces: (&Interface, &Interface),
         counted: &Counted,
         failover: Option<Prepared>,
     ) -> Self {
         #[cfg(feature = "aws")]
         if super::aws::is_on(wanted.enabled) {
-            return super::aws::start(&resolved.datapath, wanted, counted.calls.clone(), failover).await;
+            return super::aws::start(interfaces, wanted, counted.calls.clone(), failover).await;
         }
         #[cfg(not(feature = "aws"))]
-        let _ = (resolved, counted);
+        let _ = (interfaces, counted);
         if failover.is_some() {
             tracing::warn!("failover needs AWS, which is not asked: this instance is in no fleet");
         }

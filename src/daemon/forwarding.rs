@@ -63,7 +63,7 @@ impl Forwarding {
             if running.contains_key(&config.listen) {
                 return Ok((config.clone(), None));
             }
-            let failed = |source| Error::Listen { address: config.listen, source };
+            let failed = |source| Error::Listen { name: config.name.clone(), address: config.listen, source };
             let passed = self.passed.get(config.listen).map_err(failed)?;
             let socket = passed.map_or_else(|| forward::bind(config.listen), Ok).map_err(failed)?;
             Ok((config.clone(), Some(socket)))

@@ -157,8 +157,10 @@ pub fn foresee(options: &Options) -> Result<Foreseen, Error> {
     let config = runtime.block_on(Sources::new(&options.config).load(&proc))?;
     reload::log_warnings(&config);
     let host = facts(&proc)?;
-    let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
-    runtime.block_on(cloud::foresee(&config.aws, &resolved)).map_err(Error::Cloud)
+    let interfaces = config::interfaces(&config, &host).map_err(Error::Resolve)?;
+    let (foreseen, cloud) = runtime.block_on(cloud::foresee(&config.aws, interfaces)).map_err(Error::Cloud)?;
+    config::resolve(&config, &HostFacts { cloud, ..facts(&proc)? }).map_err(Error::Resolve)?;
+    Ok(foreseen)
 }
 
 /// The signals that end the daemon.
@@ -337,6 +339,20 @@ fn served(forward: &[forward::Config]) -> Vec<forward::Config> {
     forward.iter().filter(|forward| forward.mode != Mode::Proxy).cloned().collect()
 }
 
+/// Says which listeners nobody can reach for now, as no external address is theirs.
+fn warn_unserved(config: &Config, resolved: &Resolved) {
+    for forward in config.forward.iter().filter(|forward| forward.mode != Mode::Proxy) {
+        let is_it = |service: &nat::Service| services::address(service.listener()) == forward.listen;
+        if !resolved.nat.services.iter().any(is_it) {
+            tracing::warn!(
+                listener = forward.name,
+                listen = %forward.listen,
+                "no external address is this listener's, which takes no connections until one is"
+            );
+        }
+    }
+}
+
 /// Follows signals, the cloud, the worker's life and its readiness until one of them ends the daemon.
 async fn follow(running: &mut Running, ends: &mut Ends, hang_up: &mut Signal) -> Result<(), Error> {
     let handle = running.handle.clone();
@@ -441,13 +457,14 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
     let prepared = forwarding.prepare(&config.forward).map_err(|error| Error::Forward(error.into()))?;
     let (gateways, ends) = Gateways::new();
     let failover = config.failover.as_ref().map(|failover| Prepared::new(failover, ends)).transpose()?;
-    let mut host = facts(&proc)?;
-    let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
-    let cloud = Cloud::start(&config.aws, &resolved, &counted, failover).await;
+    let host = facts(&proc)?;
+    let interfaces = config::interfaces(&config, &host).map_err(Error::Resolve)?;
+    let cloud = Cloud::start(&config.aws, interfaces, &counted, failover).await;
     let applied = cloud.applied();
-    host.cloud.clone_from(&applied.0);
+    let host = HostFacts { cloud: applied.0.clone(), ..facts(&proc)? };
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
     check(&proc, &config, &resolved)?;
+    warn_unserved(&config, &resolved);
     let Resolved { datapath, nat } = resolved;
     settings.stop_forwarding(&[&datapath.external.name, &datapath.internal.name])?;
     let (targets, services) = services::services();

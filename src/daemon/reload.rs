@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::services::address;
-use super::{Running, external, facts, has_proxies, served, with_causes};
+use super::{Running, external, facts, has_proxies, served, warn_unserved, with_causes};
 use crate::admin::Description;
 use crate::config::{self, Admin, Aws, CloudFacts, Config, Failover, HostFacts, Resolved, Switch};
 use crate::forward::{Config as Forward, Mode};
@@ -72,8 +72,9 @@ impl Running {
         let forward = if self.draining.is_some() { Vec::new() } else { config.forward.clone() };
         let listeners = self.forwarding.prepare(&forward).map_err(|error| vec![with_causes(&error)])?;
         let mut resolved = self.resolve(&config, &running, applied.0.clone())?;
+        warn_unserved(&config, &resolved);
         let open = self.services.open().await.map_err(|stopped| vec![stopped.to_string()])?;
-        let retired = retired(&running.nat.services, &resolved.nat.services, &config, &open);
+        let retired = retired(&running.nat.services, &resolved.nat, &config, &open);
         resolved.nat.services.extend(retired);
         // That the worker has gone is about to be seen by the supervisor too.
         let bypass = resolved.datapath.bypass.clone();
@@ -197,9 +198,10 @@ fn keep_modes(running: &[Forward], wanted: &mut [Forward]) -> Vec<(String, Mode,
 }
 
 /// The services that there are no more, but for connections that may go on for a while: their ports have to stay NAT's.
+/// Those at an address that is no external one any more have ended.
 fn retired(
     running: &[nat::Service],
-    wanted: &[nat::Service],
+    wanted: &nat::Config,
     config: &Config,
     open: &[SocketAddr],
 ) -> Vec<nat::Service> {
@@ -208,7 +210,8 @@ fn retired(
             .forward
             .iter()
             .any(|forward| forward.mode == Mode::Proxy && forward.listen.port() == service.external.port);
-        !taken && wanted.iter().all(|wanted| wanted.external != service.external)
+        let is_ours = wanted.external_addresses.iter().any(|ours| ours.private == service.external.address);
+        is_ours && !taken && wanted.services.iter().all(|wanted| wanted.external != service.external)
     };
     let gone = running.iter().filter(is_gone).filter(|service| open.contains(&address(service.listener())));
     gone.map(|service| nat::Service { retired: true, ..*service }).collect()

@@ -172,8 +172,9 @@ impl Counters {
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot listen on {address}")]
-    Listen { address: SocketAddr, source: io::Error },
+    /// `name` is the listener's.
+    #[error("forward {name}: cannot listen on {address}")]
+    Listen { name: String, address: SocketAddr, source: io::Error },
     #[error("cannot start the threads that carry connections")]
     Threads(#[source] io::Error),
     #[error(transparent)]
@@ -211,7 +212,8 @@ struct Counted {
     accept_pauses: AtomicU64,
 }
 
-/// Binds a socket and has it listen. Clients wait in its queue until it is given to a [`Listener`].
+/// Binds a socket and has it listen. Clients wait in its queue until it is given to a [`Listener`]. An address that this
+/// host does not have may be one that it is going to be given, such as a secondary address on EC2: then they come.
 ///
 /// # Errors
 /// As bind(2) and listen(2).
@@ -222,7 +224,18 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.bind(&address.into())?;
+    match socket.bind(&address.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            if address.is_ipv6() {
+                socket.set_freebind_v6(true)?;
+            } else {
+                socket.set_freebind_v4(true)?;
+            }
+            socket.bind(&address.into())?;
+            tracing::warn!(%address, "this host does not have the address of a listener, whose clients come when it does");
+        }
+        bound => bound?,
+    }
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -238,7 +251,7 @@ impl Listener {
         common: Arc<Common>,
         seed: [u8; 16],
     ) -> Result<Self, Error> {
-        let failed = |source| Error::Listen { address: config.listen, source };
+        let failed = |source| Error::Listen { name: config.name.clone(), address: config.listen, source };
         socket.set_nonblocking(true).map_err(failed)?;
         SockRef::from(&socket).set_tcp_nodelay(true).map_err(failed)?;
         let socket = Arc::new(mio::net::TcpListener::from_std(socket));
@@ -369,6 +382,7 @@ impl Shared {
                 Err(error) => {
                     tracing::debug!(listener = config.name, client = %address, %error, "connection refused");
                     self.counted.bad_headers.fetch_add(1, Ordering::Relaxed);
+                    log_unserved(&config, address, start, "bad header");
                     return client.reset_when_closed();
                 }
             }
@@ -387,6 +401,7 @@ impl Shared {
                 Err(error) => {
                     tracing::debug!(listener = config.name, client = %address, %error, "handshake failed");
                     self.counted.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                    log_unserved(&config, address, start, "handshake failed");
                     return;
                 }
             },
@@ -395,9 +410,7 @@ impl Shared {
         let Some((to_target, mut claim)) = self.connect(&config, address, speaks_first).await else {
             client.socket().reset_when_closed();
             self.counted.unserved.fetch_add(1, Ordering::Relaxed);
-            if config.access_log {
-                tracing::info!(listener = config.name, client = %address, ended = "no target", "connection");
-            }
+            log_unserved(&config, address, start, "no target");
             return;
         };
         if let Some(interval) = config.keepalive {
@@ -462,6 +475,14 @@ impl Shared {
             tried.push(claim.target);
         }
         None
+    }
+}
+
+/// The access log's line of a connection that has got no target.
+fn log_unserved(config: &Config, client: SocketAddr, start: Instant, ended: &str) {
+    if config.access_log {
+        let seconds = (now() - start).as_secs_f64();
+        tracing::info!(listener = config.name, %client, seconds, ended, "connection");
     }
 }
 

@@ -264,6 +264,44 @@ fn an_elastic_ip_that_moves_is_followed() -> Result {
     Ok(())
 }
 
+/// After a start of the host it has only its first address, and the second one's Elastic IP may be at a peer.
+#[test]
+fn listeners_of_a_secondary_address_wait_for_it_and_its_elastic_ip() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    let _web = Web::start(lab.client(1), 5000)?;
+    let listener = |name: &str, port: u16, mode: &str| {
+        format!(
+            "[[forward]]\nname = \"{name}\"\nlisten = \"10.0.0.11:{port}\"\nmode = \"{mode}\"\n\
+             targets = [\"{}:5000\", {{ address = \"100.64.0.5:5000\", backup = true }}]\n",
+            Lab::client_address(1)
+        )
+    };
+    let toml = listener("carried", 5000, "proxy") + &listener("translated", 443, "nat");
+    let mut egret = cloud.spawn(lab.nat(), &toml)?;
+    wait_for_status(lab.nat(), &egret, "external_addresses", &external())?;
+    egret.process.wait_for_log("this host does not have the address of a listener")?;
+    egret.process.wait_for_log("no external address is this listener's")?;
+    lab.nat().run("ip address replace 10.0.0.11/32 dev ens5")?;
+    let second = Tree::from([
+        (format!("{}/public-ipv4s", imds::INTERFACE), format!("{PUBLIC}\n203.0.113.8")),
+        (format!("{}/ipv4-associations/203.0.113.8", imds::INTERFACE), "10.0.0.11".to_owned()),
+    ]);
+    cloud.imds(|imds| imds.tree.extend(second));
+    egret.reload(&toml)?;
+    let both =
+        json!([{ "private": NAT, "public": PUBLIC }, { "private": "10.0.0.11", "public": "203.0.113.8" }]);
+    wait_for_status(lab.nat(), &egret, "external_addresses", &both)?;
+    for port in [5000, 443] {
+        lab.client(2).run(&format!("curl -sS --max-time 5 http://10.0.0.11:{port}/whoami"))?;
+    }
+    cloud.imds(|imds| imds.tree = environment::tree());
+    egret.reload(&toml)?;
+    wait_for_status(lab.nat(), &egret, "external_addresses", &external())?;
+    assert!(!egret.process.log().contains("ERROR"), "{}", egret.process.log());
+    Ok(())
+}
+
 #[test]
 fn a_metadata_service_that_comes_late_is_not_waited_for_and_then_followed() -> Result {
     let lab = Lab::new(Options::default())?;

@@ -128,6 +128,19 @@ fn the_cloud_knows_what_is_internal_and_which_addresses_are_public() {
     assert_eq!(resolved.nat.external_addresses, only_what_is_public_and_here);
 }
 
+/// Its Elastic IP may be on its way here, or at the peer: that is no reason not to translate.
+#[test]
+fn service_of_an_address_without_a_public_one_waits_for_it() {
+    let here = pair([10, 0, 0, 10], Some([203, 0, 113, 7]));
+    for told in [[here, pair([10, 0, 0, 11], None)], [here, pair([10, 0, 0, 12], Some([203, 0, 113, 8]))]] {
+        let config = forward(&format!("listen = \"{}:443\"\ntargets = [\"10.0.1.10:1\"]", told[1].private));
+        let nat = config::resolve(&config, &in_cloud(&told)).unwrap().nat;
+        assert_eq!((nat.external_addresses.as_slice(), nat.services.len()), ([here].as_slice(), 0));
+        let errors = config::resolve(&config, &in_cloud(&told[..1])).unwrap_err();
+        assert!(matches!(errors[..], [ResolveError::NotExternal { .. }]), "{errors:?}");
+    }
+}
+
 #[test]
 fn the_file_stands_above_the_cloud() {
     let host = in_cloud(&[pair([10, 0, 0, 10], Some([203, 0, 113, 7]))]);

@@ -22,7 +22,8 @@ async fn accepting_pauses_while_descriptors_are_short_and_goes_on_afterwards() {
         open.push(call(address).await.unwrap());
     }
     let waiting = tokio::spawn(call(address));
-    wait_for(&listener, |report| report.counters.accept_pauses == 1).await;
+    // It may be more than one: two threads may want the last place for the same client.
+    wait_for(&listener, |report| report.counters.accept_pauses > 0).await;
     // Those that are there are served as before.
     for (_, stream) in &mut open {
         stream.write_all(b"hello").await.unwrap();

@@ -1,5 +1,6 @@
 //! An API on two private servers, reached from the internet by the Elastic IP.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,9 @@ use nix::sys::signal::Signal;
 
 use super::no_leaks;
 use super::pki::{Authority, SERVER};
-use crate::lab::{DEADLINE, Download, Egret, INTERNET, Lab, Options, PUBLIC, Process, Result, Transport, Web};
+use crate::lab::{
+    DEADLINE, Download, Egret, INTERNET, Lab, NAT, Options, PUBLIC, Process, Result, Transport, Web,
+};
 
 /// A private web server, whose page says which one it is.
 fn server(lab: &Lab, number: u8) -> Result<Web> {
@@ -251,6 +254,47 @@ fn listener_that_a_reload_took_away_has_its_delay_at_a_stop_too() -> Result {
     wait_reset(&mut download)?;
     assert!(removed.elapsed() > Duration::from_millis(2500), "{:?}", removed.elapsed());
     assert!(egret.process.wait(DEADLINE)?.success());
+    Ok(())
+}
+
+/// Such as a secondary address on EC2, after the host was started anew.
+#[test]
+fn listener_waits_for_an_address_that_its_host_is_given_later() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _servers = servers(&lab)?;
+    let later = Ipv4Addr::from(u32::from(NAT) + 1);
+    let waiting = config(&lab, "").replace("0.0.0.0:5000", &format!("{later}:5000"));
+    let mut egret = Egret::start(lab.nat(), &waiting)?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    assert!(egret.process.log().contains("does not have the address"), "{}", egret.process.log());
+    let ask = format!("curl -sS --max-time 5 http://{later}:5000/");
+    assert!(!lab.nat().try_run(&ask)?.status.success());
+    lab.nat().run(&format!("ip address add {later}/32 dev ens5"))?;
+    let answer = lab.nat().run(&ask)?;
+    assert!(answer.starts_with("server "), "{answer}");
+    // What another program has is another matter.
+    let _taken = Web::start(lab.nat(), 5001)?;
+    egret.reload(&waiting.replace(&format!("{later}:5000"), "0.0.0.0:5001"))?;
+    egret.process.wait_for_log("configuration not reloaded")?;
+    let expected = "forward api: cannot listen on 0.0.0.0:5001";
+    assert!(egret.process.log().contains(expected), "{}", egret.process.log());
+    Ok(())
+}
+
+/// Its checks, which are of another port, find nothing wrong with it.
+#[test]
+fn target_that_does_not_answer_is_left_for_another_in_time() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _servers = servers(&lab)?;
+    let _checked = [Web::start(lab.client(1), 5001)?, Web::start(lab.client(2), 5001)?];
+    lab.client(1)
+        .nft("table ip silence { chain input { type filter hook input priority 0; tcp dport 5000 drop\n}\n}")?;
+    let checked =
+        config(&lab, "connect_timeout = \"300ms\"").replace("type = \"http\"", "type = \"tcp\"\nport = 5001");
+    let egret = Egret::start(lab.nat(), &checked)?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    assert_eq!(ask(&lab, 4)?, vec!["server 2"; 4]);
+    assert_eq!(egret.status()?["listeners"][0]["ended"]["unserved"], 0);
     Ok(())
 }
 
