@@ -79,6 +79,12 @@ impl Admission {
         self.open < self.limits.connections
     }
 
+    /// Whether a client would be let in if fewer connections were open, as far as its rate allows.
+    #[must_use]
+    pub fn is_full_for(&self, client: IpAddr) -> bool {
+        !self.has_room() && self.allows(client.to_canonical())
+    }
+
     /// What has been counted so far.
     #[must_use]
     pub fn counters(&self) -> AdmissionCounters {

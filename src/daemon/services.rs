@@ -380,6 +380,10 @@ impl Balancer for Targets {
         }
     }
 
+    fn is_full_for(&mut self, service: Endpoint, client: Endpoint) -> bool {
+        self.find(service).is_some_and(|entry| entry.service.is_full_for(client.address.into()))
+    }
+
     fn handle_answer(&mut self, now: Instant, service: Endpoint, target: Endpoint, answer: Answer) {
         let Some(entry) = self.find(service) else { return };
         let answer = match answer {

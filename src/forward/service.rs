@@ -4,7 +4,7 @@
 //! probes that it wants made are made elsewhere ([`Check::ask`]), and its events logged elsewhere.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -169,6 +169,12 @@ impl Service {
         };
         self.answers.entry(target).or_default().half_open += 1;
         Ok(target)
+    }
+
+    /// Whether a client is kept out by nothing but the number of connections.
+    #[must_use]
+    pub fn is_full_for(&self, client: IpAddr) -> bool {
+        self.admission.is_full_for(client)
     }
 
     /// The target has taken a connection, or has not: once of each.

@@ -221,7 +221,7 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Sessions in all.
     pub sessions: u32,
-    /// Sessions of one internal address.
+    /// Sessions of one internal address, but for those of a service's clients.
     pub sessions_per_address: u32,
     /// Sessions that one internal address may open in a second, with a burst of as many; 0 for no limit.
     pub new_sessions_per_second: u32,

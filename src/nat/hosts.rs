@@ -19,9 +19,11 @@ pub struct Hosts {
 
 #[derive(Debug)]
 struct Host {
+    /// But for those that clients of a service have opened.
     sessions: u32,
     /// Of these, opened by a remote.
     from_outside: u32,
+    served: u32,
     /// RFC 4787 REQ-2.
     paired: Ipv4Addr,
     bucket: Bucket,
@@ -76,16 +78,31 @@ impl Hosts {
         Ok(Some(host.paired))
     }
 
-    /// Counts a session that was opened, the first of its address pairing it with `paired`.
-    pub fn opened(&mut self, now: Instant, internal: Ipv4Addr, side: Side, paired: Ipv4Addr, limits: &Limits) {
+    /// Counts a session that was opened, the first of its address pairing it with `paired`. `side` has opened it; unset:
+    /// a client of a service, which takes nothing from what its target may have.
+    pub fn opened(
+        &mut self,
+        now: Instant,
+        internal: Ipv4Addr,
+        side: Option<Side>,
+        paired: Ipv4Addr,
+        limits: &Limits,
+    ) {
         let host = self.hosts.entry(internal).or_insert_with(|| {
             let mut bucket = Bucket::default();
-            // The first session takes from the rate too.
-            bucket.take(now, limits.new_sessions_per_second);
-            Host { sessions: 0, from_outside: 0, paired, bucket }
+            if side.is_some() {
+                // The first session takes from the rate too.
+                bucket.take(now, limits.new_sessions_per_second);
+            }
+            Host { sessions: 0, from_outside: 0, served: 0, paired, bucket }
         });
-        host.sessions += 1;
-        host.from_outside += u32::from(side == Side::External);
+        match side {
+            Some(side) => {
+                host.sessions += 1;
+                host.from_outside += u32::from(side == Side::External);
+            }
+            None => host.served += 1,
+        }
     }
 
     /// Counts that a session now is one that `to` has opened.
@@ -95,12 +112,17 @@ impl Hosts {
         host.from_outside += u32::from(to == Side::External);
     }
 
-    /// Counts a session that ended, and forgets the address with its last.
-    pub fn closed(&mut self, internal: Ipv4Addr, side: Side) {
+    /// Counts a session that ended, and forgets the address with its last; `side` as of [`Self::opened`].
+    pub fn closed(&mut self, internal: Ipv4Addr, side: Option<Side>) {
         let Some(host) = self.hosts.get_mut(&internal) else { return };
-        host.sessions = host.sessions.saturating_sub(1);
-        host.from_outside = host.from_outside.saturating_sub(u32::from(side == Side::External));
-        if host.sessions == 0 {
+        match side {
+            Some(side) => {
+                host.sessions = host.sessions.saturating_sub(1);
+                host.from_outside = host.from_outside.saturating_sub(u32::from(side == Side::External));
+            }
+            None => host.served = host.served.saturating_sub(1),
+        }
+        if host.sessions == 0 && host.served == 0 {
             self.hosts.remove(&internal);
         }
     }

@@ -369,7 +369,7 @@ impl Engine {
     fn close(&mut self, now: Instant, id: Id, reason: CloseReason) {
         self.leave_service(now, id, reason);
         let Some(session) = self.table.remove_session(id) else { return };
-        self.hosts.closed(session.internal.address, session.opened_by);
+        self.hosts.closed(session.internal.address, session.opener());
         self.counters.census.remove(session.protocol, session.state);
         self.count_closed(reason);
         self.emit(Event::Closed(session.record(now), reason));

@@ -199,7 +199,8 @@ impl Engine {
         if key.protocol == Protocol::TCP {
             session.state = SessionState::Tcp(TcpState::SynSent);
         }
-        self.hosts.opened(now, key.internal.address, side, key.external.address, &self.config.limits);
+        let opener = session.opener();
+        self.hosts.opened(now, key.internal.address, opener, key.external.address, &self.config.limits);
         self.counters.sessions_opened += 1;
         self.counters.census.add(session.protocol, session.state);
         self.emit(Event::Opened(session.record(now)));

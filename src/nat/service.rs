@@ -5,10 +5,12 @@
 //! treated as an internal host that hairpins, but for the side that it is on. So are clients within the VPC.
 //!
 //! A target that does not answer is left for another one when the client asks again. The connections of a target that
-//! is taken out of service end with a reset to both sides.
+//! is taken out of service end with a reset to both sides. If there are as many connections as may be, a handshake that
+//! should be over makes room for a new one: whoever only ever sends SYNs keeps nobody out.
 
 use std::collections::HashMap;
 use std::mem;
+use std::time::Duration;
 
 use super::event::{CloseReason, DropReason, SessionRecord, SessionState, Side, Transmit, Verdict};
 use super::hosts::Keyed;
@@ -38,6 +40,9 @@ pub trait Balancer: std::fmt::Debug + Send {
         client: Endpoint,
         avoid: Option<Endpoint>,
     ) -> Result<Endpoint, Refusal>;
+
+    /// Whether `client` is kept out by nothing but the number of the service's connections.
+    fn is_full_for(&mut self, service: Endpoint, client: Endpoint) -> bool;
 
     /// Takes in how the target has taken a connection that it was chosen for.
     fn handle_answer(&mut self, now: Instant, service: Endpoint, target: Endpoint, answer: Answer);
@@ -94,6 +99,8 @@ pub struct Services {
     pub clients: u32,
     served: u32,
     cutting: Option<Cutting>,
+    /// Where the table is searched next for a handshake that should be over, and when at the earliest.
+    search: (Id, Instant),
 }
 
 /// A walk through the table.
@@ -112,6 +119,7 @@ impl Services {
             clients: 0,
             served: 0,
             cutting: None,
+            search: (0, Instant::ORIGIN),
         };
         services.configure(config);
         services
@@ -176,7 +184,9 @@ impl Engine {
         check_ttl(headers)?;
         let id = match known {
             Some(id) => id,
-            None if self.has_room(2) => self.open_outbound(now, headers.protocol, client, external)?,
+            None if self.has_room(2) || self.make_room(now, None) => {
+                self.open_outbound(now, headers.protocol, client, external)?
+            }
             None => return Err(DropReason::SessionLimit),
         };
         let result = self.hairpin(now, packet, headers, Side::External, id);
@@ -234,8 +244,12 @@ impl Engine {
         if service.retired {
             return Err(DropReason::NoTarget);
         }
-        if !self.has_room(1) {
+        if !self.has_room(1) && !self.make_room(now, None) {
             return Err(DropReason::SessionLimit);
+        }
+        if self.services.balancer.is_full_for(listener, client) {
+            // If there is nothing to be gained, it refuses.
+            self.make_room(now, Some(listener));
         }
         let balancer = &mut self.services.balancer;
         let target = balancer.select(now, listener, client, avoid).map_err(|refusal| match refusal {
@@ -257,6 +271,41 @@ impl Engine {
             session.of_all = service.of_all;
         }
         Ok(id)
+    }
+
+    /// Ends a handshake that should be over, of this listener or of any. Gives whether one was found: some hundred places
+    /// of the table are searched, and after a search in vain not again at once.
+    fn make_room(&mut self, now: Instant, listener: Option<Endpoint>) -> bool {
+        let (start, earliest) = self.services.search;
+        if now < earliest {
+            return false;
+        }
+        let places = self.table.sessions.places();
+        for step in 0..SEARCH_PLACES.min(places) {
+            let id = (start % places + step) % places;
+            let Some(session) = self.table.sessions.get(id) else { continue };
+            if listener.is_none_or(|listener| session.listener() == listener) && self.is_overdue(now, session) {
+                // Who has not answered, the client or the target.
+                let is_answered = session.role != Role::Unanswered;
+                let reason = if is_answered { CloseReason::Expired } else { CloseReason::Unanswered };
+                self.services.search = (id, now);
+                self.end_both(now, id, reason);
+                return true;
+            }
+        }
+        self.services.search = (start % places.max(1) + SEARCH_PLACES, now + SEARCH_PAUSE);
+        false
+    }
+
+    /// Whether the handshake of a connection to a target has had its time.
+    fn is_overdue(&self, now: Instant, session: &Session) -> bool {
+        session.is_served()
+            && session.carrier == Carrier::Engine
+            && matches!(session.state, SessionState::Tcp(TcpState::SynSent | TcpState::SynReceived))
+            && self
+                .services
+                .find(session.protocol, session.external)
+                .is_none_or(|service| now - session.opened_at >= service.connect_timeout)
     }
 
     /// Whether so many more sessions may be opened from outside: what clients do there must not keep internal hosts from
@@ -303,8 +352,7 @@ impl Engine {
         let (service, target) = (session.listener(), session.internal);
         let given_up = matches!(reason, CloseReason::Expired | CloseReason::Unanswered);
         let is_silent = session.role == Role::Unanswered && given_up;
-        let other = if session.hairpin { self.other_end(session) } else { None };
-        let client = other.and_then(|id| self.table.sessions.get(id));
+        let client = self.client_of(session);
         let closed = Closed {
             record: session.record(now),
             client: client.map_or(session.remote, |client| client.internal),
@@ -320,6 +368,12 @@ impl Engine {
         if let Some(session) = self.table.sessions.get_mut(id) {
             session.role = Role::Left;
         }
+    }
+
+    /// The session of a target's client, if it has one of its own.
+    fn client_of(&self, session: &Session) -> Option<&Session> {
+        let other = if session.hairpin { self.other_end(session) } else { None };
+        self.table.sessions.get(other?)
     }
 
     /// Lets the balancer do what is due, and goes on with ending connections: some hundred places of the table a call.
@@ -363,8 +417,7 @@ impl Engine {
         };
         let is_answered = session.role != Role::Unanswered;
         let (from_target, from_client) = session.connection.marks();
-        let other = if session.hairpin { self.other_end(session) } else { None };
-        let client = match other.and_then(|id| self.table.sessions.get(id)) {
+        let client = match self.client_of(session) {
             Some(client) => (client.remote, client.internal, client.near()),
             None => (external, remote, Side::External),
         };
@@ -376,9 +429,16 @@ impl Engine {
             let to_client = icmp::reset_of(source, destination, from_client.acknowledged);
             self.transmits.push_back(Transmit { side, packet: to_client });
         }
-        self.end(now, id, CloseReason::Cut);
+        self.end_both(now, id, CloseReason::Cut);
+    }
+
+    /// Ends a target's session, and its client's if that is another one.
+    fn end_both(&mut self, now: Instant, id: Id, reason: CloseReason) {
+        let Some(session) = self.table.sessions.get(id) else { return };
+        let other = if session.hairpin { self.other_end(session) } else { None };
+        self.end(now, id, reason);
         if let Some(other) = other {
-            self.end(now, other, CloseReason::Cut);
+            self.end(now, other, reason);
         }
     }
 
@@ -404,6 +464,10 @@ impl Balancer for NoTargets {
         Err(Refusal::NoTarget)
     }
 
+    fn is_full_for(&mut self, _: Endpoint, _: Endpoint) -> bool {
+        false
+    }
+
     fn handle_answer(&mut self, _: Instant, _: Endpoint, _: Endpoint, _: Answer) {}
 
     fn handle_closed(&mut self, _: Instant, _: Endpoint, _: Endpoint, _: Option<&Closed>) {}
@@ -421,3 +485,6 @@ impl Balancer for NoTargets {
 
 /// Places of the session table that are looked at in one call.
 const CUT_PLACES: u32 = 512;
+/// As many, in search of a handshake that should be over, and then for so long no more.
+const SEARCH_PLACES: u32 = 512;
+const SEARCH_PAUSE: Duration = Duration::from_millis(1);

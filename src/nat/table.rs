@@ -184,6 +184,11 @@ impl Session {
         matches!(self.role, Role::Unanswered | Role::Served | Role::Left)
     }
 
+    /// Who has opened it, if that counts for its internal address: what clients of a service open does not.
+    pub fn opener(&self) -> Option<Side> {
+        (!self.is_served()).then_some(self.opened_by)
+    }
+
     /// Whether plain data is all that is to be expected of it: TCP or UDP, with traffic both ways.
     pub const fn is_steady(&self) -> bool {
         match self.state {

@@ -278,8 +278,11 @@ impl Engine {
         session.seen = 0;
         session.reset_by = None;
         let opener = std::mem::replace(&mut session.opened_by, side);
-        let (internal, record) = (session.internal.address, session.record(now));
-        self.hosts.changed_opener(internal, opener, side);
+        let (internal, record, is_served) =
+            (session.internal.address, session.record(now), session.is_served());
+        if !is_served {
+            self.hosts.changed_opener(internal, opener, side);
+        }
         self.counters.census.add(record.protocol, record.state);
         self.count_closed(CloseReason::Reopened);
         self.counters.sessions_opened += 1;

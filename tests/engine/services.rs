@@ -26,6 +26,9 @@ struct Said {
     targets: Vec<Endpoint>,
     turn: usize,
     refuse: Option<Refusal>,
+    open: u32,
+    /// How many there may be.
+    most: Option<u32>,
     cuts: Vec<(Endpoint, Endpoint)>,
     clients: Vec<Endpoint>,
     answers: Vec<(Endpoint, Answer)>,
@@ -55,6 +58,10 @@ impl Balancer for Turns {
         if let Some(refusal) = said.refuse {
             return Err(refusal);
         }
+        if said.most.is_some_and(|most| said.open >= most) {
+            return Err(Refusal::NotAdmitted);
+        }
+        said.open += 1;
         loop {
             let target = said.targets[said.turn % said.targets.len()];
             said.turn += 1;
@@ -64,12 +71,19 @@ impl Balancer for Turns {
         }
     }
 
+    fn is_full_for(&mut self, _: Endpoint, _: Endpoint) -> bool {
+        let said = self.said();
+        said.most.is_some_and(|most| said.open >= most)
+    }
+
     fn handle_answer(&mut self, _: Instant, _: Endpoint, target: Endpoint, answer: Answer) {
         self.said().answers.push((target, answer));
     }
 
     fn handle_closed(&mut self, _: Instant, _: Endpoint, target: Endpoint, how: Option<&Closed>) {
-        self.said().closed.push((target, how.map(|how| (how.reason, how.reset_by))));
+        let mut said = self.said();
+        said.open -= 1;
+        said.closed.push((target, how.map(|how| (how.reason, how.reset_by))));
     }
 
     fn poll_cut(&mut self) -> Option<(Endpoint, Endpoint)> {
@@ -263,6 +277,84 @@ fn unanswered_connection_of_a_target_that_is_cut_is_not_reset() {
     nat.advance(Duration::from_millis(10));
     assert!(nat.transmitted().is_empty());
     assert_eq!(nat.inbound(tcp(CLIENT, SERVICE, SYN)).to_internal().destination, ep(OTHER));
+}
+
+/// As [`connect`], by a client that repeats its SYN while it is not let in.
+fn connect_in_time(nat: &mut Nat, client: &str) -> (Endpoint, Endpoint) {
+    for _ in 0..16 {
+        if nat.inbound(tcp(client, SERVICE, SYN).seq(1000)).is_sent() {
+            break;
+        }
+        nat.advance(Duration::from_millis(1));
+    }
+    connect(nat, client)
+}
+
+/// Whoever sends SYNs by foreign addresses is not there to answer: each takes a place for 5 s, if it is needed.
+#[test]
+fn handshake_that_should_be_over_makes_room_for_a_connection() {
+    for preserve in [true, false] {
+        let (mut nat, turns) = nat(preserve);
+        turns.said().most = Some(3);
+        let (target, seen) = connect(&mut nat, CLIENT);
+        let answered = nat.inbound(tcp("198.51.100.2:7000", SERVICE, SYN).seq(1000)).to_internal();
+        let answer = tcp(answered.destination, answered.source, SYN | ACK).seq(9000).ack(1001);
+        assert!(nat.out(answer).is_sent());
+        nat.advance(Duration::from_millis(10));
+        nat.advance(Duration::from_millis(20));
+        let unanswered = nat.inbound(tcp("198.51.100.3:7000", SERVICE, SYN)).to_internal();
+        nat.advance(Duration::from_millis(4960));
+        assert_eq!(nat.inbound(tcp("198.51.100.4:7000", SERVICE, SYN)).reason(), DropReason::NotAdmitted);
+        assert!(turns.said().closed.is_empty());
+        nat.advance(Duration::from_millis(10));
+        connect_in_time(&mut nat, "198.51.100.5:7000");
+        let expired = (answered.destination, Some((CloseReason::Expired, None)));
+        assert_eq!(turns.said().closed, [expired]);
+        nat.advance(Duration::from_millis(20));
+        connect_in_time(&mut nat, "198.51.100.6:7000");
+        let given_up = (unanswered.destination, Some((CloseReason::Unanswered, None)));
+        assert_eq!(turns.said().closed, [expired, given_up]);
+        assert_eq!(nat.inbound(tcp("198.51.100.7:7000", SERVICE, SYN)).reason(), DropReason::NotAdmitted);
+        let data =
+            nat.inbound(tcp(CLIENT, SERVICE, ACK).seq(1001).ack(9001).payload(b"question")).to_internal();
+        assert_eq!((data.source, data.destination), (seen, target), "a connection that is open stays");
+        nat.assert_empties();
+        assert_eq!(turns.said().open, 0);
+    }
+}
+
+/// The same where NAT's own limit is what is reached, which leaves services a half.
+#[test]
+fn handshake_that_should_be_over_makes_room_among_all_sessions() {
+    for preserve in [true, false] {
+        let (mut nat, turns) = nat(preserve);
+        let mut config = nat.engine.config().clone();
+        config.limits.sessions = if preserve { 2 } else { 4 };
+        nat.reconfigure(config);
+        let _ = nat.inbound(tcp("198.51.100.2:7000", SERVICE, SYN)).to_internal();
+        assert_eq!(nat.inbound(tcp(CLIENT, SERVICE, SYN)).reason(), DropReason::SessionLimit);
+        nat.advance(Duration::from_secs(5));
+        connect_in_time(&mut nat, CLIENT);
+        assert_eq!(turns.said().closed, [(ep(ONE), Some((CloseReason::Unanswered, None)))]);
+        nat.assert_empties();
+    }
+}
+
+/// A busy listener is no reason for its targets not to call anybody.
+#[test]
+fn connections_of_clients_take_nothing_from_what_a_target_may_open() {
+    let (mut nat, turns) = nat(true);
+    turns.said().targets = vec![ep(ONE)];
+    let mut config = nat.engine.config().clone();
+    config.limits.sessions_per_address = 3;
+    nat.reconfigure(config);
+    for port in 7000..7010 {
+        connect(&mut nat, &format!("198.51.100.1:{port}"));
+    }
+    let mut open = |port| nat.out(tcp((ep(ONE).address, 5000), (ip("198.51.100.9"), port), SYN));
+    assert!((80..83).all(|port| open(port).is_sent()));
+    assert_eq!(open(83).reason(), DropReason::AddressSessionLimit);
+    nat.assert_empties();
 }
 
 #[test]

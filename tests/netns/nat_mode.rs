@@ -1,5 +1,8 @@
 //! An API on two private servers that see their clients' own addresses: `mode = "nat"`.
 
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
 use super::no_leaks;
 use crate::DATAPATH;
 use crate::lab::{Arms, DEADLINE, Datapath, Download, Egret, INTERNET, Lab, NAT, Options, PUBLIC, Result, Web};
@@ -184,6 +187,54 @@ fn listener_that_is_taken_away_lets_its_connections_end() -> Result {
     let refused = lab.internet().try_run(&curl(""))?;
     assert_eq!(refused.status.code(), Some(7), "connection refused: {refused:?}");
     assert!(download.finish()? == one.get("large")?, "other bytes came");
+    Ok(())
+}
+
+/// Its connections there end; that is no reason to go on with an address that is another host's by now.
+#[test]
+fn external_address_leaves_though_a_listener_has_connections_there() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let [one, other] = servers(&lab)?;
+    for web in [&one, &other] {
+        web.put("large", LARGE)?;
+    }
+    let second = Ipv4Addr::from(u32::from(NAT) + 1);
+    lab.nat().run(&format!("ip address add {second}/32 dev ens5"))?;
+    let only = config(&lab, "");
+    let both = only
+        .replace("external_addresses = [", &format!("external_addresses = [{{ private = \"{second}\" }}, "));
+    let mut egret = Egret::start(lab.nat(), &both)?;
+    wait_states(&lab, &egret, ["healthy", "healthy"])?;
+    let download =
+        lab.client(1).spawn(&format!("curl -sS --limit-rate 1M --output got http://{second}:443/large"))?;
+    lab.nat().wait_for("the download", || Ok(egret.status()?["listeners"][0]["connections"] == 1))?;
+    egret.reload(&only)?;
+    egret.process.wait_for_log("configuration reloaded")?;
+    lab.nat().wait_for("its end", || Ok(egret.status()?["listeners"][0]["connections"] == 0))?;
+    assert_eq!(ask(&lab, 2)?.len(), 2, "those at the other address are served");
+    download.signal(nix::sys::signal::Signal::SIGKILL)?;
+    Ok(())
+}
+
+/// Three times as many as there may be connections, and none of them ever says more.
+#[test]
+fn whoever_only_sends_syns_by_foreign_addresses_keeps_nobody_out() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let _servers = servers(&lab)?;
+    let egret = up(&lab, "connection_limit = 40\nconnect_timeout = \"1s\"")?;
+    let syns = format!(
+        "from scapy.all import *\n\
+         send([IP(src=f'198.51.100.{{n}}', dst='{PUBLIC}') / TCP(sport=1024 + n, dport=443, flags='S') \
+         for n in range(100, 220)], verbose=0)"
+    );
+    lab.internet().run_for(DEADLINE, &["/usr/bin/python3", "-"], &syns)?.success()?;
+    let listener = egret.status()?["listeners"][0].clone();
+    assert_eq!(listener["connections"], 40, "{listener}");
+    assert!(listener["refused"]["connection_limit"].as_u64() > Some(0), "{listener}");
+    std::thread::sleep(Duration::from_secs(1));
+    let mut answers = ask(&lab, 60)?;
+    answers.dedup();
+    assert!(answers.iter().all(|answer| answer.starts_with("server ")), "{answers:?}");
     Ok(())
 }
 

@@ -57,6 +57,10 @@ impl Balancer for ByPort {
         Ok(target)
     }
 
+    fn is_full_for(&mut self, _: Endpoint, _: Endpoint) -> bool {
+        false
+    }
+
     fn handle_answer(&mut self, _: Instant, service: Endpoint, target: Endpoint, _: Answer) {
         assert!(self.books.lock().expect("not poisoned").open[&(service, target)] > 0);
     }
