@@ -6,7 +6,8 @@
 //! what its host's kernel does for it, is on one processor; all the rest is on the other. They are used in turns, often
 //! and not for long: a machine has slow seconds. A virtual one also stands still now and then, idle or not, for some
 //! milliseconds, which all connections of the moment wait for. It does so in too many rounds for p99 of a round to be of
-//! what the proxies do, so there is also the median of p99 of 20 ms each. `LAB_EGRET` names another Egret than cargo's.
+//! what the proxies do, so there is also the median of p99 of 20 ms each. And where things happen to lie in memory makes a
+//! difference of a percent or two for as long as they are there, so that all is built anew several times. `LAB_EGRET` names another Egret than cargo's.
 //! Nothing is asserted. It needs root.
 //!
 //! Clients and backend make as many calls, and move as many packets, as a proxy: their processor is all but as full as
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
 struct Plan {
     /// Only these parts, see the module; all if there are none.
     only: Vec<String>,
+    /// How often all is built anew.
+    sites: usize,
+    /// On each.
     rounds: usize,
     /// Of using a proxy, each time.
     window: Duration,
@@ -68,9 +72,9 @@ impl Plan {
         let is_part = |argument: &&String| !argument.starts_with('-') && *argument != "quick";
         let only = arguments.iter().filter(is_part).cloned().collect();
         if arguments.iter().any(|argument| argument == "quick") {
-            return Self { only, rounds: 9, window: WINDOW };
+            return Self { only, sites: 1, rounds: 9, window: WINDOW };
         }
-        Self { only, rounds: 181, window: WINDOW }
+        Self { only, sites: 9, rounds: 21, window: WINDOW }
     }
 
     /// For what is not as close.
@@ -86,10 +90,11 @@ impl Plan {
 fn compare(plan: &Plan) -> Result {
     println!(
         "Egret, HAProxy (mode tcp; bulk always spliced, the rest splice-auto) and nginx (stream) in turns, \
-         {} rounds of {:?}, {} beside, by NAT and on half",
+         {} rounds of {:?}, {} beside, by NAT and on half, on each of {} sites",
         plan.rounds,
         plan.window,
-        plan.shorter().rounds
+        plan.shorter().rounds,
+        plan.sites
     );
     println!("  on {}", process::machine()?);
     println!(
@@ -99,8 +104,18 @@ fn compare(plan: &Plan) -> Result {
         "  one processor for a proxy and its host's kernel, one for all the rest; Egret translates beside (af_packet)"
     );
     println!("  medians (least - most)\n");
-    println!("{:46} {:>24} {:>24} {:>24} {:>6} {:>7}", "", "Egret", "HAProxy", "nginx", "ratio", "target");
+    let mut report = Report::default();
+    for _ in 0..plan.sites {
+        report.next = 0;
+        measure(plan, &mut report)?;
+    }
+    report.print();
+    Ok(())
+}
 
+/// All that is wanted, on a site of its own.
+fn measure(plan: &Plan, report: &mut Report) -> Result {
+    let shorter = plan.shorter();
     let site = Site::new(DATAPATH)?;
     let proxies = site.start_all()?;
     let using = |kind: &'static str, connections| {
@@ -111,26 +126,24 @@ fn compare(plan: &Plan) -> Result {
         site.set_super_frames(true)?;
         for connections in [1, 8] {
             let [rate, cost] = take_turns(plan, &proxies, using("bulk", connections), bulk)?;
-            rate.print(&format!("bulk, connections: {connections}, Gbit/s"), Better::More);
-            cost.print("  processor time, ms/GB", Better::Less);
+            report.add(format!("bulk, connections: {connections}, Gbit/s"), Better::More, rate);
+            report.add("  processor time, ms/GB", Better::Less, cost);
         }
     }
-    let shorter = plan.shorter();
     for part in [CONNECTIONS, REQUESTS] {
         if plan.wants(part.0) {
-            small(plan, &site, &proxies, part)?;
-            on_half(&shorter, &site, &proxies, part)?;
+            small(plan, &site, &proxies, part, report)?;
+            on_half(&shorter, &site, &proxies, part, report)?;
         }
     }
     if plan.wants("nat") {
-        println!();
-        by_nat(&shorter, &site, &proxies, "nat")?;
+        by_nat(&shorter, &site, &proxies, "nat", report)?;
     }
     if plan.wants("beside") {
-        println!("\nthe others' hosts masquerade as well");
+        report.add_heading("the others' hosts masquerade as well");
         site.have_others_masquerade()?;
         for part in [CONNECTIONS, REQUESTS] {
-            small(&shorter, &site, &proxies, part)?;
+            small(&shorter, &site, &proxies, part, report)?;
         }
     }
     drop(proxies);
@@ -142,48 +155,60 @@ fn compare(plan: &Plan) -> Result {
                 memory.of(kind).push(site.memory(&site.start(kind)?, IDLE)?);
             }
         }
-        memory.print(&format!("memory of an idle connection of {IDLE}, bytes"), Better::Less);
+        report.add(format!("memory of an idle connection of {IDLE}, bytes"), Better::Less, memory);
     }
     drop(site);
     if plan.wants("nat-xdp") {
-        println!(
-            "\nEgret translates by xdp, and for this its link cuts super-frames; those of the others do not"
+        report.add_heading(
+            "Egret translates by xdp, and for this its link cuts super-frames; those of the others do not",
         );
         let site = Site::new(Datapath::Xdp)?;
-        by_nat(&shorter, &site, &site.start_all()?, "nat (xdp)")?;
+        by_nat(&shorter, &site, &site.start_all()?, "nat (xdp)", report)?;
     }
     Ok(())
 }
 
 /// Much that is small.
-fn small(plan: &Plan, site: &Site, proxies: &[Proxy], (kind, name, at_once): Part) -> Result {
+fn small(
+    plan: &Plan,
+    site: &Site,
+    proxies: &[Proxy],
+    (kind, name, at_once): Part,
+    report: &mut Report,
+) -> Result {
     site.set_super_frames(false)?;
     let using = |proxy: &Proxy| site.load(proxy, kind, at_once, plan.window);
     let [rate, slice_tail, tail, cost] = take_turns(plan, proxies, using, many)?;
-    rate.print(&format!("{name}, thousands/s, {at_once} at once"), Better::More);
-    slice_tail.print(&format!("  p99 of {SLICE:?}, us"), Better::Less);
-    tail.print("  p99 of all, us", Better::Less);
-    cost.print("  processor time of one, us", Better::Less);
+    report.add(format!("{name}, thousands/s, {at_once} at once"), Better::More, rate);
+    report.add(format!("  p99 of {SLICE:?}, us"), Better::Less, slice_tail);
+    report.add("  p99 of all, us", Better::Less, tail);
+    report.add("  processor time of one, us", Better::Less, cost);
     Ok(())
 }
 
 /// As [`small`], with half of the proxies' processor.
-fn on_half(plan: &Plan, site: &Site, proxies: &[Proxy], (kind, _, at_once): Part) -> Result {
+fn on_half(
+    plan: &Plan,
+    site: &Site,
+    proxies: &[Proxy],
+    (kind, _, at_once): Part,
+    report: &mut Report,
+) -> Result {
     let _halved = site.halve()?;
-    small(plan, site, proxies, (kind, "  on half a processor", at_once))
+    small(plan, site, proxies, (kind, "  on half a processor", at_once), report)
 }
 
 /// Egret as no proxy, beside the others who are.
-fn by_nat(plan: &Plan, site: &Site, proxies: &[Proxy], name: &str) -> Result {
+fn by_nat(plan: &Plan, site: &Site, proxies: &[Proxy], name: &str, report: &mut Report) -> Result {
     let window = plan.window;
     site.set_super_frames(true)?;
     let [rate, cost] = take_turns(plan, proxies, |proxy| site.load(proxy, "nat-bulk", 8, window), bulk)?;
-    rate.print(&format!("by {name}: bulk, connections: 8, Gbit/s"), Better::More);
-    cost.print("  processor time, ms/GB", Better::Less);
+    report.add(format!("by {name}: bulk, connections: 8, Gbit/s"), Better::More, rate);
+    report.add("  processor time, ms/GB", Better::Less, cost);
     let connections = format!("by {name}: connections");
     let part = ("nat", connections.as_str(), AT_ONCE);
-    small(plan, site, proxies, part)?;
-    on_half(plan, site, proxies, part)
+    small(plan, site, proxies, part, report)?;
+    on_half(plan, site, proxies, part, report)
 }
 
 /// Gbit/s, and milliseconds of a processor for a gigabyte.
@@ -241,6 +266,50 @@ impl Series {
         let ratio = egret.median / best;
         let [egret, haproxy, nginx] = [egret, haproxy, nginx].map(|figures| figures.to_string());
         println!("{name:46} {egret:>24} {haproxy:>24} {nginx:>24} {ratio:6.2} {target}");
+    }
+}
+
+/// What was measured on all sites, in the same order on each.
+#[derive(Default)]
+struct Report {
+    rows: Vec<Row>,
+    /// The row that the next of this site is of.
+    next: usize,
+}
+
+enum Row {
+    Heading(&'static str),
+    Measured(String, Better, Series),
+}
+
+impl Report {
+    fn add(&mut self, name: impl Into<String>, better: Better, measured: Series) {
+        match self.rows.get_mut(self.next) {
+            Some(Row::Measured(_, _, all)) => {
+                for (all, more) in all.0.iter_mut().zip(measured.0) {
+                    all.extend(more);
+                }
+            }
+            _ => self.rows.push(Row::Measured(name.into(), better, measured)),
+        }
+        self.next += 1;
+    }
+
+    fn add_heading(&mut self, heading: &'static str) {
+        if self.next == self.rows.len() {
+            self.rows.push(Row::Heading(heading));
+        }
+        self.next += 1;
+    }
+
+    fn print(self) {
+        println!("{:46} {:>24} {:>24} {:>24} {:>6} {:>7}", "", "Egret", "HAProxy", "nginx", "ratio", "target");
+        for row in self.rows {
+            match row {
+                Row::Heading(heading) => println!("\n{heading}"),
+                Row::Measured(name, better, measured) => measured.print(&name, better),
+            }
+        }
     }
 }
 
