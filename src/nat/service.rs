@@ -184,9 +184,7 @@ impl Engine {
         check_ttl(headers)?;
         let id = match known {
             Some(id) => id,
-            None if self.has_room(2) || self.make_room(now, None) => {
-                self.open_outbound(now, headers.protocol, client, external)?
-            }
+            None if self.finds_room(now, 2) => self.open_outbound(now, headers.protocol, client, external)?,
             None => return Err(DropReason::SessionLimit),
         };
         let result = self.hairpin(now, packet, headers, Side::External, id);
@@ -244,7 +242,7 @@ impl Engine {
         if service.retired {
             return Err(DropReason::NoTarget);
         }
-        if !self.has_room(1) && !self.make_room(now, None) {
+        if !self.finds_room(now, 1) {
             return Err(DropReason::SessionLimit);
         }
         if self.services.balancer.is_full_for(listener, client) {
@@ -317,6 +315,11 @@ impl Engine {
         self.table.sessions.len().saturating_add(sessions) <= most
             && served + clients + sessions <= most / 2
             && (clients as usize) < ports / 2
+    }
+
+    /// The same, after an overdue handshake has made room if need be.
+    fn finds_room(&mut self, now: Instant, sessions: u32) -> bool {
+        self.has_room(sessions) || (self.make_room(now, None) && self.has_room(sessions))
     }
 
     /// Tells the balancer that a target has answered.

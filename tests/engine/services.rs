@@ -300,8 +300,7 @@ fn handshake_that_should_be_over_makes_room_for_a_connection() {
         let answered = nat.inbound(tcp("198.51.100.2:7000", SERVICE, SYN).seq(1000)).to_internal();
         let answer = tcp(answered.destination, answered.source, SYN | ACK).seq(9000).ack(1001);
         assert!(nat.out(answer).is_sent());
-        nat.advance(Duration::from_millis(10));
-        nat.advance(Duration::from_millis(20));
+        nat.advance(Duration::from_millis(30));
         let unanswered = nat.inbound(tcp("198.51.100.3:7000", SERVICE, SYN)).to_internal();
         nat.advance(Duration::from_millis(4960));
         assert_eq!(nat.inbound(tcp("198.51.100.4:7000", SERVICE, SYN)).reason(), DropReason::NotAdmitted);
