@@ -59,15 +59,17 @@ impl Sources {
         self.ask(without.as_ref().map_or(Switch::Auto, |config| config.aws.enabled)).await;
         let Some(tags) = self.tags.as_ref().filter(|tags| !tags.is_empty()) else { return without };
         let with = config::load(&self.file, &settings.with_tags(tags))?;
-        match (misfits(&with, proc), without) {
-            (errors, Ok(without)) if !errors.is_empty() && misfits(&without, proc).is_empty() => {
-                for error in errors {
-                    tracing::warn!(%error, "instance tags do not fit this host, all of them are left out");
-                }
-                Ok(without)
-            }
-            _ => Ok(with),
+        let Ok(without) = without else { return Ok(with) };
+        // What does not fit either way is not the tags' doing, and the cloud may yet tell that it fits.
+        let before = misfits(&without, proc);
+        let errors: Vec<_> = misfits(&with, proc).into_iter().filter(|error| !before.contains(error)).collect();
+        if errors.is_empty() {
+            return Ok(with);
         }
+        for error in errors {
+            tracing::warn!(%error, "instance tags do not fit this host, all of them are left out");
+        }
+        Ok(without)
     }
 
     async fn ask(&mut self, aws: Switch) {
