@@ -86,7 +86,9 @@ pub enum ResolveError {
 /// - `bypass` is as `internal`;
 /// - ICMP errors to the inside come from the internal interface's first address;
 /// - the limit of sessions is what a quarter of the memory holds, from 16,384 to 917,504 (seven eighths of 2^20);
-/// - ports of the range on which the host has sockets are excluded.
+/// - ports of the range on which the host has sockets are excluded;
+/// - a listener of the engine's at an address that the cloud has given the interface has no service until the address is
+///   an external one.
 ///
 /// # Errors
 ///

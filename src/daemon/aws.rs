@@ -470,6 +470,32 @@ mod tests {
         format!("http://{address}")
     }
 
+    /// A listener there waits for its gateway to come back.
+    #[test]
+    fn addresses_of_which_a_gateway_has_gone_are_known_without_a_public_one() {
+        let [primary, secondary] = [[10, 0, 0, 10], [10, 0, 0, 11]].map(Ipv4Addr::from);
+        let [own, other] = [[203, 0, 113, 7], [203, 0, 113, 8]].map(Ipv4Addr::from);
+        let identity = Identity {
+            region: "eu-west-1".to_owned(),
+            eni: "eni-0123456789abcdef0".to_owned(),
+            vpc: "vpc-0a1b2c3d4e5f60718".to_owned(),
+            vpc_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+            addresses: vec![
+                aws::Address { private: primary, public: Some(own) },
+                aws::Address { private: secondary, public: Some(other) },
+            ],
+        };
+        for (public, private) in [(own, primary), (other, secondary)] {
+            let held = BTreeMap::from([("zone-a".to_owned(), vec![Held { public, private }])]);
+            let seen = Seen { identities: vec![Some(identity.clone())], state: None, held: Some(held) };
+            let known = [primary, secondary].map(|address| ExternalAddress {
+                private: address,
+                public: (address == private).then_some(public),
+            });
+            assert_eq!(seen.facts().unwrap().addresses, known);
+        }
+    }
+
     #[tokio::test]
     async fn an_address_that_is_associated_later_is_noticed_by_itself() {
         let tree = HashMap::from([

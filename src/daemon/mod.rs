@@ -159,7 +159,7 @@ pub fn foresee(options: &Options) -> Result<Foreseen, Error> {
     let host = facts(&proc)?;
     let interfaces = config::interfaces(&config, &host).map_err(Error::Resolve)?;
     let (foreseen, cloud) = runtime.block_on(cloud::foresee(&config.aws, interfaces)).map_err(Error::Cloud)?;
-    config::resolve(&config, &HostFacts { cloud, ..facts(&proc)? }).map_err(Error::Resolve)?;
+    config::resolve(&config, &HostFacts { cloud, ..host }).map_err(Error::Resolve)?;
     Ok(foreseen)
 }
 
@@ -461,6 +461,7 @@ async fn start(options: &Options, mut passed: Passed) -> Result<(Running, Listen
     let interfaces = config::interfaces(&config, &host).map_err(Error::Resolve)?;
     let cloud = Cloud::start(&config.aws, interfaces, &counted, failover).await;
     let applied = cloud.applied();
+    // The host may have been given addresses since.
     let host = HostFacts { cloud: applied.0.clone(), ..facts(&proc)? };
     let resolved = config::resolve(&config, &host).map_err(Error::Resolve)?;
     check(&proc, &config, &resolved)?;

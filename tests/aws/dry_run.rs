@@ -46,6 +46,29 @@ fn problems_are_told_apart_and_by_the_exit_code() -> Result {
     Ok(())
 }
 
+/// By what the metadata service tells: the interface's second address, and the VPC's second prefix.
+#[test]
+fn whatever_the_daemon_would_refuse_is_refused() -> Result {
+    let lab = Lab::new(Options::default())?;
+    let cloud = Cloud::start(lab.nat())?;
+    let listener = |listen: &str, target: &str| {
+        format!(
+            "[[forward]]\nname = \"api\"\nlisten = \"{listen}:443\"\nmode = \"nat\"\ntargets = [\"{target}:1\"]"
+        )
+    };
+    let dry_run = |toml: &str| cloud.run(lab.nat(), toml, &["run", "--dry-run"]);
+    dry_run(&listener("10.0.0.11", "100.64.0.5"))?.success()?;
+    for (listen, target, reason) in [
+        ("10.0.0.99", "10.0.1.10", "is no external address"),
+        ("0.0.0.0", "10.99.0.1", "is in no internal prefix"),
+    ] {
+        let output = dry_run(&listener(listen, target))?;
+        assert_eq!(output.status.code(), Some(1), "{output}");
+        assert!(output.stderr.contains(reason), "{output}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_cloud_that_does_not_answer_is_an_error_with_its_cause() -> Result {
     let lab = Lab::new(Options::default())?;
