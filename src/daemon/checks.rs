@@ -57,8 +57,8 @@ pub(super) fn interfaces(config: &datapath::Config) -> Result<Vec<Refusal>, nix:
 }
 
 /// Internal prefixes whose hosts the kernel would not listen to: the reverse-path filter of the internal
-/// interface is strict and their route is by another one. NAT itself taps before that filter; the host's own
-/// sockets, and the proxy's, do not.
+/// interface is strict and their route is by another one. NAT's packets never come to that filter; those of the
+/// host's own sockets, and the proxy's, do.
 pub(super) fn reverse_path(
     proc: &Proc,
     interface: &str,

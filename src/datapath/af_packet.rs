@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags};
 
@@ -92,11 +91,8 @@ impl Port {
     pub fn open(&mut self, config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<(), PortError> {
         let mut filter = Filter::load(config, host)?;
         let socket = PacketSocket::open().map_err(PortError::Socket)?;
-        filter.capture(&socket)?;
         socket.bind(self.index).map_err(PortError::Socket)?;
-        if !config.shares() {
-            filter.divert(&self.name)?;
-        }
+        filter.divert(&self.name)?;
         self.open = Some(Open { socket, filter });
         Ok(())
     }
@@ -246,7 +242,7 @@ impl AfPacket {
             self.forwarding.counters.receive_malformed += 1;
             return;
         };
-        let header = VnetHeader::read(*head);
+        let header = VnetHeader::received(*head);
         let transport = ETHERNET + ethernet.get(ETHERNET).map_or(0, |byte| usize::from(byte & 0x0f) * 4);
         let Some(offload) = header.offload(transport) else {
             self.forwarding.counters.receive_malformed += 1;
@@ -314,7 +310,7 @@ fn send_all(port: &Port, outgoing: &mut Outgoing, mut frames: &[&[u8]], counters
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits < SEND_WAITS => {
                 waits += 1;
-                let mut poll = [PollFd::new(open.socket.as_fd(), PollFlags::POLLOUT)];
+                let mut poll = [PollFd::new(open.socket.sender(), PollFlags::POLLOUT)];
                 // Whatever comes of it, the next send tells.
                 let _ = nix::poll::poll(&mut poll, SEND_WAIT_MILLIS);
             }

@@ -126,12 +126,6 @@ impl ClassifierConfig {
     pub const fn external(&self) -> &BTreeSet<Ipv4Addr> {
         &self.external
     }
-
-    /// Whether NAT's packets are taken before the tap.
-    #[must_use]
-    pub const fn shares(&self) -> bool {
-        self.rules.shared_only != 0
-    }
 }
 
 /// The maps of one loaded object.

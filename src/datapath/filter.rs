@@ -1,15 +1,14 @@
 //! The BPF filter of one interface: which packets are NAT's.
 //!
-//! Owns the loaded programs and their maps; see `bpf/filter.bpf.c` for the rules. With kernels from 6.6 on the tc
+//! Owns the loaded program and its maps; see `bpf/filter.bpf.c` for the rules. With kernels from 6.6 on the tc
 //! program hangs on a TCX link and is gone with the process, however it ends. Older ones keep a filter on the clsact
 //! qdisc until it is taken away: what a killed process left behind is removed by the next.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 
 use aya::programs::tc::{self, NlOptions, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, SocketFilter, TcAttachType};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
 use super::classifier::{BpfError, Classifier, ClassifierConfig, load, program};
@@ -21,14 +20,12 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Loads the programs; nothing is attached yet.
+    /// Loads the program; nothing is attached yet.
     ///
     /// # Errors
     /// See [`BpfError`].
     pub fn load(config: &ClassifierConfig, host: &BTreeSet<Ipv4Addr>) -> Result<Self, BpfError> {
         let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT)?;
-        let capture = program::<SocketFilter>(&mut ebpf, CAPTURE)?;
-        load(|| Ok(capture.load()?))?;
         let divert = program::<SchedClassifier>(&mut ebpf, DIVERT)?;
         load(|| Ok(divert.load()?))?;
         let mut filter = Self { ebpf, classifier: Classifier::default() };
@@ -36,15 +33,8 @@ impl Filter {
         Ok(filter)
     }
 
-    /// Lets only NAT's packets through to the socket.
-    ///
-    /// # Errors
-    /// As `SO_ATTACH_BPF`.
-    pub fn capture(&mut self, socket: impl AsFd) -> Result<(), BpfError> {
-        Ok(program::<SocketFilter>(&mut self.ebpf, CAPTURE)?.attach(socket)?)
-    }
-
-    /// Keeps NAT's packets of this interface from the kernel, from now on until the filter is dropped.
+    /// Hands NAT's packets of this interface over to its packet socket instead of the kernel, from now on until the filter
+    /// is dropped.
     ///
     /// # Errors
     /// See [`BpfError`].
@@ -87,7 +77,6 @@ impl Filter {
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.bpf.o"));
 
-const CAPTURE: &str = "egret_capture";
 const DIVERT: &str = "egret_divert";
 
 #[cfg(test)]

@@ -34,6 +34,15 @@ impl VnetHeader {
         }
     }
 
+    /// As [`Self::read`], of a frame that has had a tag of four bytes in its Ethernet header.
+    #[must_use]
+    pub fn received(bytes: [u8; Self::BYTES]) -> Self {
+        let header = Self::read(bytes);
+        let [header_length, checksum_start] =
+            [header.header_length, header.checksum_start].map(|length| length.saturating_sub(TAG));
+        Self { header_length, checksum_start, ..header }
+    }
+
     #[must_use]
     pub fn bytes(self) -> [u8; Self::BYTES] {
         let [h0, h1] = self.header_length.to_ne_bytes();
@@ -82,6 +91,8 @@ impl VnetHeader {
     }
 }
 
+const TAG: u16 = 4;
+
 // linux/virtio_net.h
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -104,6 +115,13 @@ mod tests {
     fn bytes_are_read_back_as_written() {
         let header = received(NEEDS_CHECKSUM, GSO_TCPV4, 1448);
         assert_eq!(VnetHeader::read(header.bytes()), header);
+    }
+
+    #[test]
+    fn tag_that_is_gone_does_not_count() {
+        let header = received(NEEDS_CHECKSUM, GSO_TCPV4, 1448);
+        let tagged = VnetHeader { header_length: header.header_length + 4, checksum_start: 38, ..header };
+        assert_eq!(VnetHeader::received(tagged.bytes()), header);
     }
 
     #[test]

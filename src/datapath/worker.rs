@@ -295,7 +295,7 @@ impl Core {
     }
 }
 
-/// What a packet socket lets through: beside XDP, only what is the kernel's as well.
+/// What a packet socket gets: beside XDP, only what is the kernel's as well.
 fn shared(rules: ClassifierConfig, beside_xdp: bool) -> ClassifierConfig {
     if beside_xdp { rules.shared_only() } else { rules }
 }

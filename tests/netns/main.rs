@@ -13,6 +13,7 @@ mod doctor;
 mod manager;
 mod observation;
 mod operations;
+mod packet_socket;
 mod pressure;
 mod services;
 mod targets;

@@ -6,7 +6,7 @@ is not recognisable as NAT's, so that dropping it is the kernel's (it does not f
 import json
 import sys
 
-from scapy.all import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_RR, raw
+from scapy.all import ICMP, IP, TCP, UDP, Dot1AD, Dot1Q, Ether, IPOption_LSRR, IPOption_RR, raw
 from wire import CLIENT, NAT, REMOTE, Wire
 
 wire = Wire(*sys.argv[1:4])
@@ -71,6 +71,13 @@ for way, ip, udp in ways:
     case(f"{way}: wrong IP checksum", ["bad_checksum"], patched(whole, 10, b"\x12\x34", fix_checksum=False))
     for option in [IPOption_LSRR(routers=["198.51.100.1"]), IPOption_RR(routers=["0.0.0.0"])]:
         case(f"{way}: {option.name}", ["ip_options"], ip(options=[option]) / udp() / b"x")
+
+    for name, outer in [
+        ("802.1Q", Dot1Q(vlan=5)),
+        ("802.1ad", Dot1AD(vlan=4095)),
+        ("two of 802.1Q", Dot1Q(vlan=0) / Dot1Q(vlan=5)),
+    ]:
+        case(f"{way}: a tag as Egret's own in {name}", None, Ether() / outer / Dot1AD(vlan=4095) / whole)
 
     case(f"{way}: UDP cut in its header", CUT, ip(proto=17) / raw(udp())[:6])
     case(f"{way}: UDP length beyond the packet", CUT, patched(whole, 24, b"\x02\x00"))

@@ -25,7 +25,11 @@ class Wire:
         self.controls = 0
 
     def send(self, packet):
-        """Sends IPv4 bytes, or a scapy packet, to the NAT host."""
+        """Sends IPv4 bytes, or a scapy packet, to the NAT host; a frame is sent as it is, with the addresses put in."""
+        if isinstance(packet, Ether):
+            packet.src, packet.dst = self.own_mac, self.nat_mac
+            self.socket.send(raw(packet))
+            return
         header = Ether(src=self.own_mac, dst=self.nat_mac, type=0x0800)
         self.socket.send(raw(header) + (packet if isinstance(packet, bytes) else raw(packet)))
 

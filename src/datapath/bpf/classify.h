@@ -64,7 +64,7 @@ struct rules {
 	__u32 roles; // ROLE_*, of this interface
 	__u32 internal_count;
 	__u32 bypass_count;
-	__u32 shared_only; // capture only what is BOTHS: the rest comes another way
+	__u32 shared_only; // at tc, look only for what is BOTHS: the rest comes another way
 	struct prefix internal[INTERNAL_PREFIXES];
 	struct prefix bypass[BYPASS_PREFIXES];
 	struct address first[FIRST_ADDRESSES]; // of all in ADDRESS_KINDS

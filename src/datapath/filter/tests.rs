@@ -5,15 +5,22 @@ use super::*;
 use crate::datapath::classifier::Roles;
 use crate::nat;
 
-/// Runs in a network namespace of its own, which is gone afterwards. Needs root, and iproute2.
-fn with_interface(test: impl FnOnce(&str) + Send) {
+/// Runs in a network namespace of its own, which is gone afterwards. Needs root.
+fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
-            ip("ip", "link add eth0 type veth peer name peer");
-            test("eth0");
+            test()
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// As [`apart`], with an interface. Needs iproute2.
+fn with_interface(test: impl FnOnce(&str) + Send) {
+    apart(|| {
+        ip("ip", "link add eth0 type veth peer name peer");
+        test("eth0");
     });
 }
 
@@ -64,35 +71,43 @@ enum Owner {
 
 /// What both make of an IPv4 packet, which is the same.
 fn owner(filters: &mut [Filter; 2], packet: &[u8]) -> Owner {
-    let [few, many] = filters.each_mut().map(|filter| owner_by(filter, packet));
+    // What is copied really is: to a loopback device that is down.
+    let [few, many] = apart(|| filters.each_mut().map(|filter| owner_by(filter, packet)));
     assert_eq!(few, many, "however many addresses there are");
     few
 }
 
-/// What the two programs make of an IPv4 packet, run by the kernel without any interface.
+/// What the program makes of an IPv4 packet, run by the kernel without any interface.
 fn owner_by(filter: &mut Filter, packet: &[u8]) -> Owner {
-    let frame = [&ETHERNET, packet].concat();
-    let run = |program: &mut SchedClassifier| {
-        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
-        program.test_run(options).expect("the kernel runs it").return_value.cast_signed()
-    };
-    let diverted = run(program(&mut filter.ebpf, DIVERT).expect("loaded")) == 2; // TC_ACT_SHOT
-    match (filter.captures(packet), diverted) {
-        (false, false) => Owner::Kernel,
-        (true, true) => Owner::Nat,
-        (true, false) => Owner::Both,
-        (false, true) => panic!("dropped, but never captured"),
-    }
+    let (owner, frame) = filter.run(packet);
+    let tagged = [&ETHERNET[..12], &TAG, &ETHERNET[12..], packet].concat();
+    let expected = if owner == Owner::Nat { tagged } else { [&ETHERNET, packet].concat() };
+    assert_eq!(frame, expected, "{owner:?}");
+    owner
 }
 
 impl Filter {
-    /// Whether the packet socket gets an IPv4 packet.
+    /// Whether the packet socket gets an IPv4 packet, if only a copy of it.
     pub(in crate::datapath) fn captures(&mut self, packet: &[u8]) -> bool {
-        // The kernel takes the first header away before it runs a socket filter, as packet sockets do not.
-        let frame = [&ETHERNET[..], &ETHERNET, packet].concat();
-        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
-        let capture = program::<SocketFilter>(&mut self.ebpf, CAPTURE).expect("loaded");
-        capture.test_run(options).expect("the kernel runs it").return_value != 0
+        self.run(packet).0 != Owner::Kernel
+    }
+
+    /// What becomes of an IPv4 packet, and of its frame.
+    fn run(&mut self, packet: &[u8]) -> (Owner, Vec<u8>) {
+        let frame = [&ETHERNET, packet].concat();
+        let mut out = vec![0; frame.len() + TAG.len()];
+        let options =
+            TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let divert = program::<SchedClassifier>(&mut self.ebpf, DIVERT).expect("loaded");
+        let ran = divert.test_run(options).expect("the kernel runs it");
+        let owner = match ran.return_value.cast_signed() {
+            -1 => Owner::Kernel, // TC_ACT_UNSPEC
+            0 => Owner::Nat,     // TC_ACT_OK
+            3 => Owner::Both,    // TC_ACT_PIPE
+            other => panic!("{other}"),
+        };
+        out.truncate(ran.data_size_out as usize);
+        (owner, out)
     }
 }
 
@@ -118,6 +133,8 @@ fn icmp(kind: u8, about: &[u8]) -> Vec<u8> {
 
 /// To the address of the loopback device, which stands in for the interface.
 const ETHERNET: [u8; 14] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 8, 0];
+/// What the kernel has left of the two when it comes to the socket.
+const TAG: [u8; 4] = [0x88, 0xa8, 0x0f, 0xff];
 const CLIENT: &str = "10.0.1.10";
 const HOST: &str = "10.0.0.10";
 const REMOTE: &str = "198.51.100.1";

@@ -9,6 +9,10 @@ use std::ptr::NonNull;
 pub const BATCH: usize = BATCH_COUNT as usize;
 const BATCH_COUNT: libc::c_uint = 64;
 
+/// The tag in each received frame, see `bpf/filter.bpf.c`; the virtio-net header and the link-layer addresses before it.
+const TAG: usize = 4;
+const BEFORE_TAG: usize = 10 + 12;
+
 /// Room for a batch of received frames. It is not touched before a frame needs it, so that it costs memory only for
 /// the frames that really come.
 pub struct Frames {
@@ -21,8 +25,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// The largest frame there is room for, in bytes, with its virtio-net and Ethernet headers.
-    pub const FRAME_BYTES: usize = 10 + 14 + 65535;
+    /// The largest frame there is room for, in bytes, with its virtio-net and Ethernet headers, and the tag between.
+    const FRAME_BYTES: usize = 10 + 14 + TAG + 65535;
     /// A multiple of the cache line.
     const STRIDE: usize = Self::FRAME_BYTES.next_multiple_of(64);
 
@@ -42,9 +46,13 @@ impl Frames {
         Self { memory, vectors, messages, received: 0 }
     }
 
-    /// The frame at `index` of the last batch, or `None` if it was longer than [`Self::FRAME_BYTES`] or there is no
-    /// such frame.
+    /// The frame at `index` of the last batch, without the tag that the filter has put in; or `None` if it was longer
+    /// than there is room for, or there is no such frame.
     pub fn frame_mut(&mut self, index: usize) -> Option<&mut [u8]> {
+        self.whole_mut(index)?.get_mut(TAG..)
+    }
+
+    fn whole_mut(&mut self, index: usize) -> Option<&mut [u8]> {
         let (start, length) = self.place(index)?;
         // SAFETY: `place` gives a range within one stride of `memory`; `&mut self` makes the borrow unique.
         Some(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), length) })
@@ -53,8 +61,8 @@ impl Frames {
     /// As [`Self::frame_mut`], to read.
     pub fn frame(&self, index: usize) -> Option<&[u8]> {
         let (start, length) = self.place(index)?;
-        // SAFETY: as in `frame_mut`; `&self` keeps writers away.
-        Some(unsafe { std::slice::from_raw_parts(start.as_ptr(), length) })
+        // SAFETY: as in `whole_mut`; `&self` keeps writers away.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), length) }.get(TAG..)
     }
 
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
@@ -71,7 +79,17 @@ impl Frames {
             )
         };
         self.received = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        for index in 0..self.received {
+            self.untag(index);
+        }
         Ok(self.received)
+    }
+
+    /// Moves what is before the tag to where it ends.
+    fn untag(&mut self, index: usize) {
+        if let Some(before) = self.whole_mut(index).and_then(|whole| whole.get_mut(..BEFORE_TAG + TAG)) {
+            before.copy_within(..BEFORE_TAG, TAG);
+        }
     }
 
     fn place(&self, index: usize) -> Option<(NonNull<u8>, usize)> {

@@ -1,6 +1,6 @@
 //! System calls that no safe crate offers, and the structs that are shared with the BPF program.
 //!
-//! The only place of the datapath with `unsafe`. Owns the packet socket (`packet(7)`), the `AF_XDP` socket, the memory
+//! The only place of the datapath with `unsafe`. Owns the packet sockets (`packet(7)`), the `AF_XDP` socket, the memory
 //! that frames are received into, and that of the flow table; knows nothing of what is in a frame.
 
 #![allow(unsafe_code)]

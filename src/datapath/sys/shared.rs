@@ -28,7 +28,7 @@ pub struct Rules {
     pub roles: u32,
     pub internal_count: u32,
     pub bypass_count: u32,
-    /// 1: let only what is the kernel's as well through to the packet socket.
+    /// 1: hand over only copies of what is the kernel's as well.
     pub shared_only: u32,
     pub internal: [Prefix; Self::INTERNAL_PREFIXES],
     pub bypass: [Prefix; Self::BYPASS_PREFIXES],
