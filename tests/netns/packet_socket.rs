@@ -36,7 +36,7 @@ fn chain_at_netdev_ingress_that_lets_the_tag_pass_lets_nat_pass() -> Result {
              ether type {{ {accepted} }} accept\n }}\n}}\n"
         ))
     };
-    let ping = || lab.client(1).run(&format!("ping -c 2 -i 0.2 -W 1 {INTERNET}"));
+    let ping = || lab.client(1).run(&format!("ping -c 2 -i 0.2 -W 2 {INTERNET}"));
     chain("arp, ip, 8021ad")?;
     assert!(ping()?.contains(" 0% packet loss"));
     chain("arp, ip")?;

@@ -50,9 +50,9 @@ int egret_divert(struct __sk_buff *skb)
 	struct rules *rules = bpf_map_lookup_elem(&RULES, &zero);
 	if (!rules)
 		return TC_ACT_UNSPEC;
-	// Our copy, see below; or from the network, where a tag of this kind within another one means nothing.
+	// Our copy, see below.
 	if (skb->protocol == htons(ETH_P_8021AD))
-		return mark == HANDED_OVER ? TC_ACT_OK : TC_ACT_SHOT;
+		return mark == HANDED_OVER ? TC_ACT_OK : TC_ACT_UNSPEC;
 	switch (owner_of(skb, rules)) {
 	case NATS:
 		if (rules->shared_only)

@@ -96,8 +96,15 @@ impl Filter {
     fn run(&mut self, packet: &[u8]) -> (Owner, Vec<u8>) {
         let frame = [&ETHERNET, packet].concat();
         let mut out = vec![0; frame.len() + TAG.len()];
-        let options =
-            TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        // The begin of a `struct __sk_buff`, and all of it, which may grow.
+        let (context, mut after) = ([[0; 4], [0; 4], MARK.to_ne_bytes()].concat(), [0; 512]);
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::new()
+        };
         let divert = program::<SchedClassifier>(&mut self.ebpf, DIVERT).expect("loaded");
         let ran = divert.test_run(options).expect("the kernel runs it");
         let owner = match ran.return_value.cast_signed() {
@@ -106,6 +113,8 @@ impl Filter {
             3 => Owner::Both,    // TC_ACT_PIPE
             other => panic!("{other}"),
         };
+        let mark = after[8..12].try_into().map(u32::from_ne_bytes).expect("four bytes");
+        assert_eq!(mark, if owner == Owner::Nat { HANDED_OVER } else { MARK }, "{owner:?}");
         out.truncate(ran.data_size_out as usize);
         (owner, out)
     }
@@ -133,6 +142,9 @@ fn icmp(kind: u8, about: &[u8]) -> Vec<u8> {
 
 /// To the address of the loopback device, which stands in for the interface.
 const ETHERNET: [u8; 14] = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 8, 0];
+/// What somebody else has marked the packet with, and what `bpf/filter.bpf.c` does.
+const MARK: u32 = 7;
+const HANDED_OVER: u32 = 0x4547_5254;
 /// What the kernel has left of the two when it comes to the socket.
 const TAG: [u8; 4] = [0x88, 0xa8, 0x0f, 0xff];
 const CLIENT: &str = "10.0.1.10";
