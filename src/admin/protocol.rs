@@ -372,7 +372,8 @@ pub struct ListenerReport {
     pub listen: SocketAddr,
     /// `proxy` or `nat`.
     pub mode: String,
-    /// Who gets new connections: `primaries`, `backups`, `untried`, `fail_open` or `nobody`.
+    /// Who gets new connections: `primaries`, `backups`, `untried`, `untried_backups`, `fail_open` or
+    /// `nobody`.
     pub serving: String,
     /// Open now.
     pub connections: u32,

@@ -84,6 +84,8 @@ pub enum Serving {
     Backups,
     /// Targets that no check has judged yet: a client that waits may find one of them well.
     Untried,
+    /// The same of backups.
+    UntriedBackups,
     /// All targets, since all are unhealthy.
     FailOpen,
     /// There is no target, or none with a weight.
@@ -98,6 +100,7 @@ impl Serving {
             Self::Primaries => "primaries",
             Self::Backups => "backups",
             Self::Untried => "untried",
+            Self::UntriedBackups => "untried_backups",
             Self::FailOpen => "fail_open",
             Self::Nobody => "nobody",
         }

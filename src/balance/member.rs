@@ -79,6 +79,7 @@ impl Member {
             _ if self.weight == 0 => None,
             State::Healthy if self.backup => Some(Serving::Backups),
             State::Healthy => Some(Serving::Primaries),
+            State::Initial if self.backup => Some(Serving::UntriedBackups),
             State::Initial => Some(Serving::Untried),
             State::Unhealthy(_) => Some(Serving::FailOpen),
             State::Draining | State::Drained => None,

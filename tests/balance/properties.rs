@@ -153,6 +153,7 @@ impl Model {
             _ if self.leaving.is_some() || self.target.weight == 0 => None,
             Condition::Healthy if self.target.backup => Some(Serving::Backups),
             Condition::Healthy => Some(Serving::Primaries),
+            Condition::Initial if self.target.backup => Some(Serving::UntriedBackups),
             Condition::Initial => Some(Serving::Untried),
             Condition::Unhealthy => Some(Serving::FailOpen),
         }

@@ -41,6 +41,19 @@ fn untried_targets_serve_while_nobody_is_healthy() {
 }
 
 #[test]
+fn untried_backups_serve_once_all_others_are_unhealthy() {
+    let mut rig = Rig::new(quick(), &[at(1).into(), backup(2)]);
+    rig.answer(at(1), REFUSES);
+    rig.answer(at(2), SILENT);
+    assert!((0..100).all(|number| rig.visit(client(number)) == Some(at(1))));
+    assert_eq!(rig.group.serving(), Serving::Untried);
+    rig.run_checks(at(1), 1);
+    assert_eq!((rig.state(at(1)), rig.state(at(2))), (refused_check(), State::Initial));
+    assert!((0..100).all(|number| rig.visit(client(number)) == Some(at(2))));
+    assert_eq!(rig.group.serving(), Serving::UntriedBackups);
+}
+
+#[test]
 fn all_unhealthy_fails_open_and_says_so_once() {
     let mut rig = Rig::healthy(quick(), &[at(1).into(), at(2).into(), backup(3)]);
     for number in 1..=3 {

@@ -1,6 +1,6 @@
 //! What status and metrics are told.
 
-use egret::balance::{CheckError, Refusal, State};
+use egret::balance::{CheckError, Refusal, Serving, State};
 use serde_json::json;
 
 use crate::rig::*;
@@ -49,6 +49,11 @@ fn labels_are_those_of_the_json() {
     let states = [State::Initial, State::Healthy, refused_check(), State::Draining, State::Drained];
     for state in states {
         assert_eq!(serde_json::to_value(state).unwrap()["state"], state.label());
+    }
+    let (untried, untried_backups) = (Serving::Untried, Serving::UntriedBackups);
+    let all = [Serving::Primaries, Serving::Backups, untried, untried_backups, Serving::FailOpen, Serving::Nobody];
+    for serving in all {
+        assert_eq!(serde_json::to_value(serving).unwrap(), json!(serving.label()));
     }
     for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
         assert_eq!(serde_json::to_value(refusal).unwrap(), json!(refusal.label()));
