@@ -1,16 +1,19 @@
 //! The server behind the proxies: this program again. It answers each request with as many bytes as that asks for, and
-//! with as little work as can be: it shares a processor with the clients, which has to be less full than the proxies'. A
-//! long answer is a file's, and not copied; for a short one, that would be more work.
+//! with as little work, and in as few packets, as can be: it shares a processor with the clients, which has to be less
+//! full than the proxies'. A long answer is a file's, and not copied; for a short one, that would be more work. The last
+//! answer and the connection's end are one segment, and it is what acknowledges the request.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::libc::MSG_MORE;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sendfile::sendfile;
 use nix::unistd::ftruncate;
+use socket2::SockRef;
 
 use super::super::lab::Result;
 
@@ -63,6 +66,8 @@ pub fn serve() -> Result {
     listener.set_tcp_nodelay(true)?;
     listener.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())?;
     listener.listen(4096)?;
+    // Of its connections as well, if they come after.
+    listener.set_tcp_quickack(false)?;
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from(listener);
     let content = memfd_create(c"content", MFdFlags::MFD_CLOEXEC)?;
@@ -80,8 +85,12 @@ pub fn serve() -> Result {
                 while let Ok((stream, _)) = listener.accept() {
                     stream.set_nonblocking(true)?;
                     let token = token(&stream);
-                    epoll.add(&stream, EpollEvent::new(IDLE, token))?;
-                    connections.insert(token, (Connection { stream, owed: 0, close: false }, IDLE));
+                    let mut connection = Connection { stream, owed: 0, close: false };
+                    // Its request may have come with it.
+                    if let Next::Wait(wanted) = connection.go_on(EpollFlags::EPOLLIN, &content) {
+                        epoll.add(&connection.stream, EpollEvent::new(wanted, token))?;
+                        connections.insert(token, (connection, wanted));
+                    }
                 }
                 continue;
             }
@@ -119,6 +128,7 @@ impl Connection {
         }
         let most = usize::try_from(self.owed).unwrap_or(CHUNK).min(CHUNK);
         let sent = match SHORT.get(..most) {
+            Some(answer) if self.close => SockRef::from(&self.stream).send_with_flags(answer, MSG_MORE),
             Some(answer) => self.stream.write(answer),
             None => sendfile(&self.stream, content, Some(&mut 0), most).map_err(io::Error::from),
         };

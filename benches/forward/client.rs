@@ -168,6 +168,8 @@ impl Dialogue {
     fn begin(epoll: &Epoll, address: SocketAddr, index: usize) -> Result<Self> {
         let start = Instant::now();
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None)?;
+        // The request acknowledges the handshake.
+        socket.set_tcp_quickack(false)?;
         match socket.connect(&address.into()) {
             Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error.into()),
             _ => {}
