@@ -51,7 +51,8 @@ fn labels_are_those_of_the_json() {
         assert_eq!(serde_json::to_value(state).unwrap()["state"], state.label());
     }
     let (untried, untried_backups) = (Serving::Untried, Serving::UntriedBackups);
-    let all = [Serving::Primaries, Serving::Backups, untried, untried_backups, Serving::FailOpen, Serving::Nobody];
+    let all =
+        [Serving::Primaries, Serving::Backups, untried, untried_backups, Serving::FailOpen, Serving::Nobody];
     for serving in all {
         assert_eq!(serde_json::to_value(serving).unwrap(), json!(serving.label()));
     }
