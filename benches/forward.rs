@@ -7,12 +7,12 @@
 //! and not for long: a machine has slow seconds. A virtual one also stands still now and then, idle or not, for some
 //! milliseconds, which all connections of the moment wait for. It does so in too many rounds for p99 of a round to be of
 //! what the proxies do, so there is also the median of p99 of 20 ms each. And where things happen to lie in memory makes a
-//! difference of a percent or two for as long as they are there, so that all is built anew several times. `LAB_EGRET` names another Egret than cargo's.
-//! Nothing is asserted. It needs root.
+//! difference of a percent or two for as long as they are there, so that all is built anew several times. `LAB_EGRET`
+//! names another Egret than cargo's. Nothing is asserted. It needs root.
 //!
-//! Clients and backend make as many calls, and move as many packets, as a proxy: their processor is all but as full as
-//! its own, and they wait for each other. So there are also rows for all three on half of a processor, where a proxy is
-//! what is waited for.
+//! Clients and backend make as many calls as a proxy, if in fewer packets: their processor is all but as full as its own,
+//! and they wait for each other. So there are also rows for all three on half of a processor, where a proxy is what is
+//! waited for.
 //!
 //! Egret translates beside, the others' hosts do nothing else; but in `beside` they masquerade as well, as a NAT instance
 //! has to. In `nat` and `nat-xdp` Egret's engine does what the others are proxies for, with `preserve_client_ip = false`,

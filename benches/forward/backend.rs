@@ -1,7 +1,8 @@
 //! The server behind the proxies: this program again. It answers each request with as many bytes as that asks for, and
 //! with as little work, and in as few packets, as can be: it shares a processor with the clients, which has to be less
 //! full than the proxies'. A long answer is a file's, and not copied; for a short one, that would be more work. The last
-//! answer and the connection's end are one segment, and it is what acknowledges the request.
+//! answer and the connection's end are one segment, and it is what acknowledges the request: on veth, an end apart, which
+//! the engine sends, would overtake the answer that XDP has sent.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
