@@ -13,6 +13,8 @@ mod dry_run;
 mod ec2;
 #[path = "aws/environment.rs"]
 mod environment;
+#[path = "aws/executor.rs"]
+mod executor;
 #[path = "aws/failover.rs"]
 mod failover;
 #[path = "aws/fleet.rs"]

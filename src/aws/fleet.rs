@@ -176,8 +176,13 @@ impl Executor {
 
     /// A private address without an Elastic IP, which is the caller's from now on.
     async fn spare(&self) -> Result<Ipv4Addr, Failure> {
+        if let Some(private) = self.take_secondary(&self.addresses().await?) {
+            return Ok(private);
+        }
+        // What is being made meanwhile is as good, and may be the last there is.
+        let _making_room = self.making_room.lock().await;
         let addresses = self.addresses().await?;
-        if let Some(private) = addresses.iter().skip(1).find_map(|address| self.take(address)) {
+        if let Some(private) = self.take_secondary(&addresses) {
             return Ok(private);
         }
         let private = match self.ec2.assign_private_address(&self.place.external).await {
@@ -189,6 +194,10 @@ impl Executor {
         tracing::info!(eni = self.place.external, %private, "private address assigned, for an elastic ip");
         self.known().taken.insert(private, Instant::now());
         Ok(private)
+    }
+
+    fn take_secondary(&self, addresses: &[PrivateAddress]) -> Option<Ipv4Addr> {
+        addresses.iter().skip(1).find_map(|address| self.take(address))
     }
 
     fn take(&self, address: &PrivateAddress) -> Option<Ipv4Addr> {
