@@ -256,6 +256,9 @@ fn host_is_killed_and_comes_back(cloud: Cloud) -> Result {
 #[test]
 fn stopped_host_wakes_as_a_standby_and_writes_nothing() -> Result {
     let site = Site::settled(Cloud::Moto, 2)?;
+    site.wait("room for both on both", |site| {
+        Ok(site.ec2.lock().unwrap().made("AssignPrivateIpAddresses") >= 4)
+    })?;
     let begun = Instant::now();
     site.egret(0).process.signal(Signal::SIGSTOP)?;
     let moved = site.wait_moved(0, 1, begun);
@@ -310,6 +313,8 @@ fn spot_notice_hands_the_gateway_over_at_moto() -> Result {
 
 fn host_is_about_to_be_interrupted(cloud: Cloud) -> Result {
     let site = Site::settled(cloud, 2)?;
+    // A peer that has just become well takes nothing, and is not asked again soon.
+    std::thread::sleep(Duration::from_secs(3));
     let ping = Ping::start(site.lab.client(1))?;
     let begun = Instant::now();
     let notice = r#"{"action": "terminate", "time": "2030-09-18T08:22:00Z"}"#;

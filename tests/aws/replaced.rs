@@ -77,6 +77,8 @@ fn end_that_is_called_off_lets_the_instance_take_its_route_again() -> Result {
     wait_for("its route", DEADLINE, || Ok(vpc.at_ec2(0) == (Some(0), Some(0))))?;
     vpc.trees[0].lock().unwrap().insert(STATE.to_owned(), "Terminated".to_owned());
     wait_for("the notice", DEADLINE, || Ok(!notices(&egret)?.is_empty()))?;
+    // One that began before the notice may be looking still.
+    look(&vpc, &egret, 2)?;
     vpc.ec2.lock().unwrap().set_route(TABLES[0], "0.0.0.0/0", ENIS[1], true);
     wait_for("the address to be given up", DEADLINE, || Ok(vpc.at_ec2(0) == (None, Some(1))))?;
     vpc.trees[0].lock().unwrap().insert(STATE.to_owned(), "InService".to_owned());

@@ -148,7 +148,8 @@ fn without_descriptors_accepting_pauses_and_is_counted() -> Result {
     let mut clients = connect(&lab, 5000, 150)?;
     // Three quarters of 256, two for each.
     wait_open(&lab, &egret, "api", 96)?;
-    lab.nat().wait_for("a pause", || Ok(report(&egret, "api")?["accept_pauses"] == 1))?;
+    // It may be more than one: a thread that was late for a client has room for the next one after all.
+    lab.nat().wait_for("a pause", || Ok(report(&egret, "api")?["accept_pauses"].as_u64() > Some(0)))?;
     egret.process.wait_for_log("accepting pauses")?;
     assert_eq!(egret.process.log().matches("accepting pauses").count(), 1);
     let mut page = String::new();

@@ -57,7 +57,7 @@ fn restart_of_the_daemon_refuses_nobody_while_its_socket_is_held() -> Result {
     let script = crate::suite::script("hold_sockets.py");
     let go_argument = go.display().to_string();
     let wrapper = ["/usr/bin/python3", "-B", &script, "0.0.0.0", "5000", &go_argument];
-    let config = lab.config(&listener("api", 5000, &[target(1)], "deregistration_delay = \"1s\""));
+    let config = lab.config(&listener("api", 5000, &[target(1)], "deregistration_delay = \"10s\""));
     fs::write(&go, "")?;
     let mut egret = Egret::start_under(lab.nat(), &config, &wrapper)?;
     wait_states(&lab, &egret, "api", &["healthy"])?;
