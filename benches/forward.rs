@@ -10,7 +10,7 @@
 //! difference of a percent or two for as long as they are there, so that all is built anew several times. `LAB_EGRET`
 //! names another Egret than cargo's. Nothing is asserted. It needs root.
 //!
-//! Clients and backend make as many calls as a proxy, if in fewer packets: their processor is all but as full as its own,
+//! Clients and backend make as many calls as a proxy, if in fewer packets: their processor is nearly as full as its own,
 //! and they wait for each other. So there are also rows for all three on half of a processor, where a proxy is what is
 //! waited for.
 //!

@@ -1,8 +1,9 @@
 //! What a fleet of instances asks of EC2: how gateways stand, and the changes that a take-over is made of.
 //!
 //! Decides nothing but which private address an Elastic IP comes to: a secondary one as long as the interface has room,
-//! so that the host's own way out, by its primary address, does not depend on who has the gateway. Refused, whatever is asked: a route of another VPC's
-//! table, and one that leads anywhere but to a network interface, to a NAT gateway, or nowhere.
+//! so that the host's own way out, by its primary address, does not depend on who has the gateway. Refused, whatever is
+//! asked: a route of another VPC's table, and one that leads anywhere but to a network interface, to a NAT gateway, or
+//! nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
